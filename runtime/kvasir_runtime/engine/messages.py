@@ -1,0 +1,139 @@
+"""What the front end process and the engine process say to each other: plain dataclasses, encoded by `transport`.
+
+Nothing here needs torch, msgspec or ZeroMQ, so that the engine can also be driven in one process.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from kvasir_runtime.sampling_params import SamplingParams
+
+
+class FinishReason(StrEnum):
+    """OpenAI's words, and two of our own for what never reaches a client as success."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+# From the front end to the engine
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """One prompt to continue. `arrival_time` is `time.monotonic()` of the same machine; lower `priority` runs first.
+
+    `adapter_digest` and `cache_salt` are part of every block hash: KV computed under others is never reused.
+    """
+
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival_time: float
+    priority: int = 0
+    cache_salt: str = ""
+    adapter: str = ""
+    adapter_digest: str = ""
+
+
+@dataclass(frozen=True)
+class AbortRequests:
+    request_ids: list[str]
+
+
+# From the engine to the front end
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The chosen token's log-probability and rank (0 = most likely), and the `top` alternatives as (id, logprob)."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: list[tuple[int, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class EngineOutput:
+    """What one step added to one sequence. `index` tells apart the `n` continuations of a request.
+
+    The last one of a sequence carries `finish_reason`; `stop_token_id` is the token that ended it, if one did.
+    `cached_tokens` (prompt tokens taken from the prefix cache) is set on the first output.
+    """
+
+    request_id: str
+    new_token_ids: list[int]
+    index: int = 0
+    finish_reason: FinishReason | None = None
+    stop_token_id: int | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    cached_tokens: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine's state after a step, for metrics and /admin/state. Counters only grow."""
+
+    running: int = 0
+    waiting: int = 0
+    queued_tokens: int = 0
+    blocks_total: int = 0
+    blocks_active: int = 0
+    blocks_cached: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    preemptions: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    steps: int = 0
+    cache_value: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepOutputs:
+    """All that one step has to tell. `outputs` may be empty: then it is a heartbeat of an idle engine."""
+
+    outputs: list[EngineOutput]
+    stats: EngineStats
+    scheduled_at: dict[str, float] = field(default_factory=dict)
+    """Requests that left the queue in this step, with the monotonic time at which they did."""
+
+
+@dataclass(frozen=True)
+class StartupProgress:
+    """Sent while the engine loads: the phase's name, and how much of it is done (0..1)."""
+
+    phase: str
+    progress: float
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class EngineReady:
+    """The engine can take requests."""
+
+    max_model_len: int
+    vocab_size: int
+    block_size: int
+    num_blocks: int
+    weights_bytes: int
+    kv_bytes_per_token: int
+    model_digest: str
+    dtype: str
+    startup_seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class EngineFailed:
+    """The engine's last words: a `FailureReport` as JSON."""
+
+    report: str
+
+
+FromFrontEnd = EngineRequest | AbortRequests
+FromEngine = StepOutputs | StartupProgress | EngineReady | EngineFailed
