@@ -46,7 +46,9 @@ class EngineArgs(BaseModel):
     max_model_len: int | None = Field(
         default=None, ge=1, description="longest prompt plus output in tokens; default: the model's own limit"
     )
-    chat_template: str | None = Field(default=None, description="file with a jinja chat template; default: the model's own")
+    chat_template: str | None = Field(
+        default=None, description="file with a jinja chat template; default: the model's own"
+    )
 
     # Batching
     max_num_seqs: int = Field(default=128, ge=1, le=4096, description="sequences that run at the same time")
@@ -54,7 +56,9 @@ class EngineArgs(BaseModel):
     scheduling_policy: Literal["fcfs", "priority"] = Field(default="fcfs", description="who runs first")
     max_queued_requests: int = Field(default=1024, ge=0, description="waiting requests beyond which new ones get 429")
     max_queued_tokens: int | None = Field(
-        default=None, ge=1, description="waiting prompt tokens beyond which new ones get 429; default: no bound of its own"
+        default=None,
+        ge=1,
+        description="waiting prompt tokens beyond which new ones get 429; default: no bound of its own",
     )
 
     # KV cache

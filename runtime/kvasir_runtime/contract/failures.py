@@ -66,7 +66,9 @@ class FailureReport:
         """Read a termination message back; None when it is not one of ours (another program's last words)."""
         try:
             data = json.loads(text)
-            return cls(Cause(data["cause"]), str(data["message"]), str(data.get("remedy", "")), data.get("detail") or {})
+            return cls(
+                Cause(data["cause"]), str(data["message"]), str(data.get("remedy", "")), data.get("detail") or {}
+            )
         except (ValueError, KeyError, TypeError):
             return None
 

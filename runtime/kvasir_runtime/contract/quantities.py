@@ -8,7 +8,7 @@ import re
 from decimal import Decimal
 from typing import Final
 
-_SUFFIXES: Final = {
+_SUFFIXES: Final[dict[str, int]] = {
     "": 1,
     **{unit: 1000**power for power, unit in enumerate(("k", "M", "G", "T", "P", "E"), start=1)},
     **{unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)},
