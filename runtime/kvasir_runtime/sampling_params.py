@@ -68,7 +68,7 @@ _CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
         "a map from token ids to values between -100 and 100",
     ),
     "seed": (lambda value: -(2**63) <= value < 2**63, "a 64-bit integer"),
-    "stop": (lambda value: all(value), "made of non-empty strings"),
+    "stop": (all, "made of non-empty strings"),
     "logprobs": _between(0, 20),
     "prompt_logprobs": _between(0, 20),
 }

@@ -88,7 +88,7 @@ class EngineArgs(BaseModel):
     max_lora_rank: int = Field(default=16, ge=1, le=256, description="largest rank that is accepted")
 
     # Front end
-    host: str = Field(default="0.0.0.0", description="address of both ports")  # noqa: S104 - a pod serves on all
+    host: str = Field(default="0.0.0.0", description="address of both ports")
     port: int = Field(default=8000, ge=1, le=65535, description="port for users: the OpenAI API")
     admin_port: int = Field(default=8001, ge=1, le=65535, description="port for the operator: probes and /admin")
     api_key: Names = Field(default=[], description="keys that users must present; empty: none needed")

@@ -54,12 +54,14 @@ class FailureReport:
     detail: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
-        """Encode within the kubelet's limit: the detail goes first, then the message is cut."""
-        whole = json.dumps(asdict(self), ensure_ascii=False)
-        if len(whole.encode()) <= TERMINATION_MESSAGE_LIMIT:
-            return whole
-        short = asdict(self) | {"detail": {}, "message": self.message[:1200], "remedy": self.remedy[:400]}
-        return json.dumps(short)[:TERMINATION_MESSAGE_LIMIT]
+        """Encode within the kubelet's limit: the detail goes first, then message and remedy are cut."""
+        text = _encode(asdict(self))
+        length = TERMINATION_MESSAGE_LIMIT
+        while len(text.encode()) > TERMINATION_MESSAGE_LIMIT:
+            short = {"detail": {}, "message": self.message[:length], "remedy": self.remedy[: length // 4]}
+            text = _encode(asdict(self) | short)
+            length //= 2
+        return text
 
     @classmethod
     def from_json(cls, text: str) -> "FailureReport | None":
@@ -71,6 +73,10 @@ class FailureReport:
             )
         except (ValueError, KeyError, TypeError):
             return None
+
+
+def _encode(report: dict[str, Any]) -> str:
+    return json.dumps(report, ensure_ascii=False, default=str)
 
 
 class KvasirError(Exception):
