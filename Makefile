@@ -27,3 +27,60 @@ $(BIN)/.installed: pyproject.toml
 
 .PHONY: setup
 setup: $(BIN)/.installed ## Make the virtual environment with everything for development
+
+.PHONY: lint
+lint: setup ## Check style, types and layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports --no-logo
+
+.PHONY: format
+format: setup ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: test
+test: setup ## Run the fast tests: no cluster, no network, under three minutes
+	$(BIN)/pytest -m "not slow" tests
+
+.PHONY: test-slow
+test-slow: setup ## Run the tests that take longer
+	$(BIN)/pytest -m slow tests
+
+.PHONY: crds
+crds: setup ## Render crds/ from the typed API
+	$(BIN)/python -m kvasir_operator.api.crd
+
+.PHONY: model
+model: setup ## Train the committed test model and its adapters again (minutes)
+	cd tests/models && ../../$(BIN)/python -m train_tiny_llama --out .
+
+.PHONY: images
+images: setup ## Build the container images of operator and runtime
+	$(BIN)/python -m e2e.images build
+
+.PHONY: cluster
+cluster: setup ## Make a Kubernetes cluster on this machine (or use $$KVASIR_E2E_USE_CONTEXT)
+	$(BIN)/python -m e2e.cluster up
+
+.PHONY: cluster-down
+cluster-down: setup ## End the cluster that `make cluster` made
+	$(BIN)/python -m e2e.cluster down
+
+.PHONY: demo
+demo: setup ## From nothing to tokens: cluster, operator, an InferenceService, a streamed answer
+	$(BIN)/python -m e2e.demo
+
+.PHONY: e2e
+e2e: setup ## Run the tests on a real cluster
+	$(BIN)/pytest -m e2e --timeout=600 e2e
+
+.PHONY: bench
+bench: setup ## Measure the runtime on this machine with the committed model
+	$(BIN)/kvasir-runtime bench throughput --model tests/models/tiny-llama --input-len 256 --output-len 64 --num-prompts 16
+
+.PHONY: clean
+clean: ## End the cluster and remove what was built here (caches under ~/.cache/kvasir stay)
+	if [ -x $(BIN)/python ]; then $(BIN)/python -m e2e.cluster down; fi
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
