@@ -1,0 +1,38 @@
+"""Installing and removing the operator, as a user would."""
+
+from e2e.support.environment import ROOT
+from e2e.support.kubectl import Kubectl, Object
+from e2e.support.waiting import wait_for
+
+NAMESPACE = "kvasir-system"
+DEPLOYMENT = "kvasir-operator"
+OVERLAY = ROOT / "manifests" / "overlays" / "local"
+
+
+def install(kubectl: Kubectl) -> None:
+    """Apply the local overlay and wait until the operator leads."""
+    kubectl.run("apply", "-k", str(OVERLAY))
+    kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
+
+
+def restart(kubectl: Kubectl) -> None:
+    """Make the operator's pods anew, so that they run the image that was loaded last."""
+    kubectl.within(NAMESPACE).run("rollout", "restart", f"deployment/{DEPLOYMENT}")
+    kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
+
+
+def uninstall(kubectl: Kubectl) -> None:
+    kubectl.run("delete", "-k", str(OVERLAY), "--ignore-not-found", "--timeout=120s", timeout=130)
+
+
+def pods(kubectl: Kubectl) -> list[Object]:
+    return kubectl.within(NAMESPACE).list("pods", "app.kubernetes.io/name=kvasir-operator")
+
+
+def scale(kubectl: Kubectl, replicas: int) -> None:
+    """Run so many operators; with 0, wait until none is left."""
+    kubectl.within(NAMESPACE).run("scale", f"deployment/{DEPLOYMENT}", f"--replicas={replicas}")
+    if replicas == 0:
+        wait_for("the operator to stop", lambda: not pods(kubectl), timeout=60)
+    else:
+        kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)

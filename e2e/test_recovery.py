@@ -1,0 +1,83 @@
+"""What dies comes back."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+from e2e.support import services
+from e2e.support.kubectl import Kubectl, Object
+from e2e.support.waiting import wait_for
+
+
+def test_a_killed_pod_is_replaced(kubectl: Kubectl, model_uri: str) -> None:
+    """A pod that vanishes without notice is made anew, and the service says how it stands meanwhile."""
+    kubectl.apply(services.inference_service("tiny", model_uri))
+    services.wait_ready(kubectl, "tiny")
+    [before] = services.pods(kubectl, "tiny")
+    kubectl.run("delete", "pod", before["metadata"]["name"], "--grace-period=0", "--force")
+
+    def replaced() -> Object | None:
+        now = services.pods(kubectl, "tiny")
+        fresh = [pod for pod in now if pod["metadata"]["uid"] != before["metadata"]["uid"]]
+        return fresh[0] if fresh and services.is_ready(fresh[0]) else None
+
+    wait_for("another pod, ready", replaced, timeout=90)
+    services.wait_ready(kubectl, "tiny")
+
+
+def test_every_runtime_process_may_be_killed(kubectl: Kubectl, model_uri: str) -> None:
+    """`kill -9` of each process of the runtime in turn ends in a service that is Ready again."""
+    kubectl.apply(services.inference_service("tiny", model_uri))
+    services.wait_ready(kubectl, "tiny")
+    count = len(runtime_processes(pod(kubectl)))
+    assert count >= 2, "front end and engine are processes of their own"
+    for position in range(count):
+        before = pod(kubectl)
+        running = runtime_processes(before)
+        victim = sorted(running)[min(position, len(running) - 1)]
+        os.kill(victim, signal.SIGKILL)
+        wait_for(f"a restart after the end of {running[victim]!r}", restarted(kubectl, before), timeout=60)
+        services.wait_ready(kubectl, "tiny", timeout=150)
+
+
+def pod(kubectl: Kubectl) -> Object:
+    [found] = services.pods(kubectl, "tiny")
+    return found
+
+
+def restarted(kubectl: Kubectl, before: Object) -> Callable[[], bool]:
+    """Whether the pod's container has been started again, or another pod has taken its place."""
+
+    def look() -> bool:
+        now = services.pods(kubectl, "tiny")
+        same = [each for each in now if each["metadata"]["uid"] == before["metadata"]["uid"]]
+        return not same or restarts(same[0]) > restarts(before)
+
+    return look
+
+
+def restarts(pod: Object) -> int:
+    return sum(int(each["restartCount"]) for each in (pod.get("status") or {}).get("containerStatuses") or [])
+
+
+def runtime_processes(pod: Object) -> dict[int, str]:
+    """Processes of a pod as this machine, its node, sees them: pid and command line, without the pause process.
+
+    A process in a container cannot kill its own process 1, so the signal must come from the node.
+    """
+    found: dict[int, str] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and pod["metadata"]["uid"] in _read(folder / "cgroup"):
+            command = _read(folder / "cmdline").replace("\0", " ").strip()
+            if "python" in command or "kvasir" in command:
+                found[int(folder.name)] = command
+    return found
+
+
+def _read(path: Path) -> str:
+    """The text of a file of /proc; empty when its process has ended meanwhile."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
