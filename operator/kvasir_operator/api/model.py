@@ -1,0 +1,194 @@
+"""`spec.model` and `spec.engine`: what is served, and how the engine is set."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from kvasir_operator.api.base import ApiModel, DnsName, Duration, Quantity
+from kvasir_operator.api.kubernetes import EnvVar
+from kvasir_runtime.contract.engine_args import Dtype, KVCacheDtype, Quantization
+
+SOURCE_PATTERN = r"^((s3|hf|pvc|https)://[^/\s]+(/\S*)?|file:///\S+)$"
+
+
+class Source(ApiModel):
+    """Where the files of a model or an adapter are."""
+
+    uri: str = Field(
+        pattern=SOURCE_PATTERN,
+        max_length=2048,
+        description=(
+            "Address of a folder in Hugging Face layout: pvc://claim/path (a volume claim of this namespace, mounted "
+            "read-only), https://host/path and s3://bucket/prefix (fetched into the pod before the engine starts), "
+            "hf://org/name@revision (fetched from the Hugging Face hub or a mirror of it), or file:///path (a folder "
+            "on the node; the operator's settings must allow it)."
+        ),
+    )
+    secret_name: DnsName | None = Field(
+        default=None,
+        description=(
+            "Secret of this namespace with the credentials of the source; its keys become environment variables of "
+            "the container that fetches: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION for "
+            "s3, HF_TOKEN and HF_ENDPOINT for hf, KVASIR_FETCH_TOKEN for https."
+        ),
+    )
+
+
+class ModelSpec(ApiModel):
+    """The model that is served."""
+
+    source: Source = Field(description="Where the model's files are.")
+    served_name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=253,
+        description="Name that requests use in their `model` field. Unset: the name of this InferenceService.",
+    )
+    quantization: Quantization = Field(
+        default="auto", description="How weights are stored on the device. auto: as the checkpoint says."
+    )
+    dtype: Dtype = Field(default="auto", description="Type of weights and activations. auto: the checkpoint's own.")
+    max_model_len: int | None = Field(
+        default=None,
+        ge=1,
+        le=16_777_216,
+        description="Longest prompt plus output, in tokens. Unset: the model's own limit.",
+    )
+
+
+class PrefixCaching(ApiModel):
+    """Reuse of KV blocks between requests that begin alike."""
+
+    enabled: bool = Field(default=True, description="Whether KV blocks of equal prompt prefixes are shared.")
+    eviction_policy: Literal["lru", "lfu"] = Field(
+        default="lru",
+        description="Which cached block goes first: the least recently used, or the least frequently used.",
+    )
+
+
+class DiskOffload(ApiModel):
+    """The disk tier of the KV cache."""
+
+    size: Quantity = Field(description="Most bytes on disk, such as 50Gi. Not acted on yet.")
+    claim_name: DnsName | None = Field(
+        default=None,
+        description="Volume claim that keeps the blocks across restarts. Unset: a folder that goes with the pod. "
+        "Not acted on yet.",
+    )
+
+
+class KVOffload(ApiModel):
+    """Tiers behind the device's KV cache, for blocks that it evicts."""
+
+    host: Quantity | None = Field(
+        default=None, description="Host memory for evicted KV blocks, such as 8Gi. Unset: none. Not acted on yet."
+    )
+    disk: DiskOffload | None = Field(
+        default=None, description="Disk for blocks that host memory evicts. Unset: none. Not acted on yet."
+    )
+
+
+class EngineSpec(ApiModel):
+    """Settings of the engine; what is unset is the engine's own choice."""
+
+    image: str | None = Field(
+        default=None, min_length=1, description="Image of the runtime. Unset: the one in the operator's settings."
+    )
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, le=4096, description="Sequences that run at the same time. Unset: 128."
+    )
+    max_num_batched_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        le=1_048_576,
+        description="Tokens computed in one step; longer prompts are computed in chunks. Unset: 2048.",
+    )
+    block_size: Literal[8, 16, 32, 64, 128] | None = Field(
+        default=None, description="Tokens in one KV block. Unset: 16."
+    )
+    kv_cache_dtype: KVCacheDtype | None = Field(
+        default=None, description="Type in which keys and values are kept. Unset or auto: the model's dtype."
+    )
+    kv_cache_memory: Quantity | None = Field(
+        default=None,
+        description="Memory for KV blocks, such as 20Gi, exactly. Takes the place of gpuMemoryUtilization.",
+    )
+    gpu_memory_utilization: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the device's memory (on CPUs: of the memory limit) that weights, activations and KV "
+        "blocks may fill together. Unset: 0.9.",
+    )
+    prefix_caching: PrefixCaching = Field(
+        default=PrefixCaching(), description="Reuse of KV blocks between requests that begin alike."
+    )
+    kv_offload: KVOffload | None = Field(
+        default=None, description="Tiers behind the device's KV cache, for blocks that it evicts. Not acted on yet."
+    )
+    scheduling_policy: Literal["fcfs", "priority"] | None = Field(
+        default=None,
+        description="Who runs first: fcfs in order of arrival, priority by the `priority` of each request. Unset: fcfs.",
+    )
+    env: list[EnvVar] = Field(default=[], description="Further environment variables of the runtime's container.")
+    extra_args: list[str] = Field(
+        default=[],
+        max_length=64,
+        description='Further flags of `kvasir-runtime serve`, such as [--seed, "7"]. Flags that a field of this '
+        "spec sets, and those that the operator needs for itself, are refused.",
+    )
+
+
+class PromptsFrom(ApiModel):
+    """Prompts kept in a ConfigMap."""
+
+    config_map: DnsName = Field(description="Name of a ConfigMap in this namespace. Not acted on yet.")
+    key: str = Field(min_length=1, description="Key that holds one prompt a line. Not acted on yet.")
+
+
+class WarmupFromTraffic(ApiModel):
+    """Prefixes that the other replicas are asked for most."""
+
+    top_prefixes: int = Field(
+        default=64, ge=1, le=4096, description="How many of the hottest prefixes are computed. Not acted on yet."
+    )
+    max_tokens: int = Field(
+        default=65_536, ge=1, le=16_777_216, description="Most tokens to compute in all. Not acted on yet."
+    )
+
+
+class WarmupSpec(ApiModel):
+    """What a new replica computes before it takes traffic."""
+
+    prompts: list[str] = Field(
+        default=[], max_length=1024, description="Prompts whose KV blocks are computed first. Not acted on yet."
+    )
+    prompts_from: PromptsFrom | None = Field(
+        default=None, description="ConfigMap with further prompts. Not acted on yet."
+    )
+    from_traffic: WarmupFromTraffic | None = Field(
+        default=None,
+        description="Compute the prefixes that the other replicas are asked for most. Unset: no. Not acted on yet.",
+    )
+    timeout: Duration = Field(
+        default=Duration("2m"), description="How long the warmup of one replica may take. Not acted on yet."
+    )
+    required: bool = Field(
+        default=False,
+        description="Whether a replica whose warmup fails or times out stays out of traffic. Not acted on yet.",
+    )
+
+
+class AdapterSpec(ApiModel):
+    """One LoRA adapter."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$",
+        description="Name that requests use in their `model` field. Not acted on yet.",
+    )
+    source: Source = Field(description="Where the adapter's files are, in PEFT layout. Not acted on yet.")
+    pinned: bool = Field(
+        default=False, description="Whether the adapter stays on the device when others need room. Not acted on yet."
+    )

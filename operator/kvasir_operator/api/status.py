@@ -1,0 +1,116 @@
+"""`status`: what the operator last saw. Everything in it can be computed again from the cluster."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from kvasir_operator.api.base import ApiModel, Time
+from kvasir_operator.api.conditions import Condition
+from kvasir_operator.api.kubernetes import FreeObject
+
+
+class Summary(ApiModel):
+    """The columns of `kubectl get isvc`, as text for people."""
+
+    model: str = Field(default="", description="Last part of the model's address.")
+    replicas: str = Field(default="", description="Ready and desired replicas, such as 2/3.")
+    kv_cache: str = Field(default="", description="Mean use of the replicas' KV caches, such as 37%; empty: unknown.")
+
+
+class RevisionStatus(ApiModel):
+    """One version of the pods' template."""
+
+    name: str = Field(description="Name of the revision; its pods carry it as a label.")
+    number: int = Field(default=0, ge=0, description="Rises with each new revision.")
+    created_at: Time | None = Field(default=None, description="When the revision was first seen.")
+    replicas: int = Field(default=0, ge=0, description="Pods of the revision.")
+    ready_replicas: int = Field(default=0, ge=0, description="Pods of the revision that serve.")
+    message: str = Field(default="", description="What became of the revision, for people.")
+
+
+class CapacityStatus(ApiModel):
+    """What one replica can hold."""
+
+    weights: int | None = Field(default=None, ge=0, description="Bytes that the weights take.")
+    kv_bytes_per_token: int | None = Field(
+        default=None, ge=0, description="Bytes that one token takes in the KV cache."
+    )
+    kv_tokens: int | None = Field(default=None, ge=0, description="Tokens that fit into the KV cache.")
+    max_concurrent_sequences: int | None = Field(
+        default=None, ge=0, description="Sequences of the full model length that fit at the same time."
+    )
+    source: Literal["planned", "measured"] | None = Field(
+        default=None, description="planned: computed beforehand; measured: reported by a replica."
+    )
+
+
+class AdapterStatus(ApiModel):
+    """One adapter over all replicas."""
+
+    name: str = Field(description="Name of the adapter.")
+    digest: str = Field(default="", description="Digest of the content that is served.")
+    ready_replicas: int = Field(default=0, ge=0, description="Replicas that have it loaded.")
+    message: str = Field(default="", description="Why it is not loaded everywhere, for people.")
+
+
+class WarmupStatus(ApiModel):
+    """The last warmup of a replica."""
+
+    tokens: int | None = Field(default=None, ge=0, description="Tokens that were computed.")
+    last_duration: str | None = Field(default=None, description="How long it took, such as 12.5s.")
+
+
+class ScalingDecision(ApiModel):
+    """One change of the desired replicas, with what it was decided from."""
+
+    time: Time = Field(description="When it was decided.")
+    from_: int = Field(alias="from", ge=0, description="Desired replicas before.")
+    to: int = Field(ge=0, description="Desired replicas after.")
+    reason: str = Field(default="", description="Why, for people.")
+    inputs: FreeObject = Field(default={}, description="Numbers that the decision was made from; it can be replayed.")
+
+
+class ScalingStatus(ApiModel):
+    """What automatic scaling decided."""
+
+    last_decision: ScalingDecision | None = Field(default=None, description="The latest decision.")
+    history: list[ScalingDecision] = Field(default=[], max_length=20, description="The latest decisions, newest first.")
+
+
+class LastFailure(ApiModel):
+    """The latest failure of a pod."""
+
+    time: Time = Field(description="When it was seen.")
+    pod: str = Field(default="", description="Name of the pod; empty where none could be made.")
+    cause: str = Field(description="What failed, in one word that programs may rely on.")
+    message: str = Field(default="", description="What happened, for people.")
+    remedy: str = Field(default="", description="What to change.")
+
+
+class InferenceServiceStatus(ApiModel):
+    """What the operator last saw of the service."""
+
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation that this status was computed for."
+    )
+    url: str | None = Field(default=None, description="Address of the OpenAI API within the cluster.")
+    selector: str | None = Field(default=None, description="Label selector of the pods, for the scale subresource.")
+    replicas: int | None = Field(default=None, ge=0, description="Pods that exist and are not going.")
+    ready_replicas: int | None = Field(default=None, ge=0, description="Pods that serve.")
+    updated_replicas: int | None = Field(default=None, ge=0, description="Pods of the newest revision.")
+    desired_replicas: int | None = Field(default=None, ge=0, description="Pods that should serve.")
+    summary: Summary | None = Field(default=None, description="The columns of `kubectl get`, as text for people.")
+    conditions: list[Condition] = Field(
+        default=[],
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        description="Aspects of the service's state: Ready, ModelAvailable, CapacityFits, AcceleratorAvailable, "
+        "Progressing, AdaptersReady, ScalingActive and Degraded.",
+    )
+    current_revision: str | None = Field(default=None, description="Revision that serves.")
+    update_revision: str | None = Field(default=None, description="Revision that the spec asks for.")
+    revisions: list[RevisionStatus] = Field(default=[], description="Revisions that have pods or are kept.")
+    capacity: CapacityStatus | None = Field(default=None, description="What one replica can hold.")
+    adapters: list[AdapterStatus] = Field(default=[], description="The adapters over all replicas.")
+    warmup: WarmupStatus | None = Field(default=None, description="The last warmup of a replica.")
+    scaling: ScalingStatus | None = Field(default=None, description="What automatic scaling decided.")
+    last_failure: LastFailure | None = Field(default=None, description="The latest failure of a pod.")
