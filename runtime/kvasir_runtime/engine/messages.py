@@ -135,5 +135,17 @@ class EngineFailed:
     report: str
 
 
+@dataclass(frozen=True)
+class Heartbeat:
+    """Sent every second by a thread of the engine process, also while a long step runs.
+
+    `step_seconds` is the age of the step that runs now, 0 without one; `cpu_seconds` is the CPU time the process used
+    so far: a step that grows old while it stands still is stuck.
+    """
+
+    step_seconds: float
+    cpu_seconds: float
+
+
 FromFrontEnd = EngineRequest | AbortRequests
-FromEngine = StepOutputs | StartupProgress | EngineReady | EngineFailed
+FromEngine = StepOutputs | StartupProgress | EngineReady | EngineFailed | Heartbeat
