@@ -128,7 +128,7 @@ class EngineSpec(ApiModel):
     )
     scheduling_policy: Literal["fcfs", "priority"] | None = Field(
         default=None,
-        description="Who runs first: fcfs in order of arrival, priority by the `priority` of each request. Unset: fcfs.",
+        description="Who runs first: fcfs in order of arrival, priority by each request's `priority`. Unset: fcfs.",
     )
     env: list[EnvVar] = Field(default=[], description="Further environment variables of the runtime's container.")
     extra_args: list[str] = Field(

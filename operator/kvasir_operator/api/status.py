@@ -1,11 +1,11 @@
 """`status`: what the operator last saw. Everything in it can be computed again from the cluster."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from kvasir_operator.api.base import ApiModel, Time
-from kvasir_operator.api.conditions import Condition
+from kvasir_operator.api.conditions import Condition, ConditionType, Reason
 from kvasir_operator.api.kubernetes import FreeObject
 
 
@@ -114,3 +114,15 @@ class InferenceServiceStatus(ApiModel):
     warmup: WarmupStatus | None = Field(default=None, description="The last warmup of a replica.")
     scaling: ScalingStatus | None = Field(default=None, description="What automatic scaling decided.")
     last_failure: LastFailure | None = Field(default=None, description="The latest failure of a pod.")
+
+    @field_validator("conditions", mode="before")
+    @classmethod
+    def _only_known(cls, conditions: Any) -> Any:
+        """Leave out what a newer operator wrote and this one cannot name."""
+        if not isinstance(conditions, list):
+            return conditions
+        return [entry for entry in conditions if not isinstance(entry, dict) or _is_known(entry)]
+
+
+def _is_known(condition: dict[str, Any]) -> bool:
+    return condition.get("type") in set(ConditionType) and condition.get("reason") in set(Reason)

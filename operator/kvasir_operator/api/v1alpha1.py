@@ -1,9 +1,9 @@
 """`InferenceService`, kvasir.dev/v1alpha1: the typed spec and status, and how an object becomes one."""
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from kvasir_operator.api.base import ApiModel, DnsLabel, Duration, Quantity
 from kvasir_operator.api.conditions import Condition, ConditionType, Reason
@@ -161,6 +161,15 @@ class InferenceService(ApiModel):
     metadata: ObjectMeta
     spec: InferenceServiceSpec
     status: InferenceServiceStatus = Field(default=InferenceServiceStatus())
+
+    @field_validator("status", mode="wrap")
+    @classmethod
+    def _unreadable_is_empty(cls, status: Any, read: ValidatorFunctionWrapHandler) -> InferenceServiceStatus:
+        """Status is written by the operator alone and can be computed again: what cannot be read counts as absent."""
+        try:
+            return cast("InferenceServiceStatus", read(status))
+        except ValidationError:
+            return InferenceServiceStatus()
 
     @classmethod
     def from_manifest(cls, manifest: Mapping[str, Any]) -> "InferenceService":
