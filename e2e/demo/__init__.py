@@ -1,0 +1,1 @@
+"""From nothing to tokens, in front of one's eyes."""
