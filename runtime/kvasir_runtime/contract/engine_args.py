@@ -4,6 +4,7 @@ The operator fills this model from an InferenceService and renders it into the p
 its command line and environment. Flags bear vLLM's names where vLLM has the flag.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -16,7 +17,15 @@ ENV_PREFIX: Final = "KVASIR_"
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(ge=0)]
 """A byte count; `512Mi` and the like are read."""
 
-Seconds = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+
+def _parse_seconds(value: str | float) -> float:
+    """Read a duration, or the plain number of seconds that `to_argv` writes."""
+    return float(value) if _PLAIN_NUMBER.fullmatch(str(value)) else parse_duration(value)
+
+
+_PLAIN_NUMBER: Final = re.compile(r"\d+(\.\d+)?")
+
+Seconds = Annotated[float, BeforeValidator(_parse_seconds), Field(ge=0)]
 """A duration in seconds; `90s`, `5m` and the like are read."""
 
 

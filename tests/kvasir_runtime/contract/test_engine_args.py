@@ -24,6 +24,14 @@ def test_only_what_was_set_is_rendered() -> None:
     ]
 
 
+def test_what_is_rendered_can_be_read_back() -> None:
+    """A duration is rendered as plain seconds, without a unit."""
+    args = EngineArgs.model_validate({"model": "/models/m", "drain_timeout": "5m"})
+    [flag, value] = args.to_argv()[2:]
+    assert (flag, value) == ("--drain-timeout", "300")
+    assert EngineArgs.model_validate({"model": "/models/m", "drain_timeout": value}) == args
+
+
 def test_names_of_flags_and_variables_follow_from_the_field() -> None:
     assert flag_name("max_num_seqs") == "--max-num-seqs"
     assert env_name("max_num_seqs") == "KVASIR_MAX_NUM_SEQS"
