@@ -1,0 +1,113 @@
+"""Every name, label, annotation, key and path that the operator gives to something. They are built here alone."""
+
+from typing import Final
+
+# Labels and annotations
+SERVICE_LABEL: Final = "kvasir.dev/service"
+"""Name of the InferenceService that an object belongs to."""
+REVISION_LABEL: Final = "kvasir.dev/revision"
+"""Digest of the template that a pod was made from."""
+NAME_LABEL: Final = "app.kubernetes.io/name"
+INSTANCE_LABEL: Final = "app.kubernetes.io/instance"
+COMPONENT_LABEL: Final = "app.kubernetes.io/component"
+MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
+DEFAULT_CONTAINER_ANNOTATION: Final = "kubectl.kubernetes.io/default-container"
+"""Container that `kubectl logs` and `kubectl exec` take when none is named."""
+
+OPERATOR: Final = "kvasir-operator"
+"""The operator as field manager, as source of Events and in `app.kubernetes.io/managed-by`."""
+RUNTIME: Final = "kvasir-runtime"
+"""The runtime in `app.kubernetes.io/name`, and its command."""
+RUNTIME_COMPONENT: Final = "runtime"
+
+# Readiness gates of a pod, in the order in which they open
+ADAPTERS_GATE: Final = "kvasir.dev/adapters"
+WARM_GATE: Final = "kvasir.dev/warm"
+SERVING_GATE: Final = "kvasir.dev/serving"
+GATES: Final = (ADAPTERS_GATE, WARM_GATE, SERVING_GATE)
+
+# Containers, volumes and ports of a pod
+RUNTIME_CONTAINER: Final = "runtime"
+FETCH_CONTAINER: Final = "fetch"
+MODEL_VOLUME: Final = "model"
+ADMIN_TOKEN_VOLUME: Final = "admin-token"  # noqa: S105 - a name
+SOURCE_SECRET_VOLUME: Final = "source-secret"  # noqa: S105 - a name
+API_KEYS_VOLUME: Final = "api-keys"
+TMP_VOLUME: Final = "tmp"
+SHM_VOLUME: Final = "shm"
+USER_PORT_NAME: Final = "http"
+USER_PORT: Final = 8000
+ADMIN_PORT_NAME: Final = "admin"
+ADMIN_PORT: Final = 8001
+
+# Paths in a container
+MODELS_FOLDER: Final = "/models"
+FETCHED_MODEL: Final = "/models/model"
+ADMIN_TOKEN_FOLDER: Final = "/var/run/secrets/kvasir/admin"  # noqa: S105 - a path
+SOURCE_SECRET_FOLDER: Final = "/var/run/secrets/kvasir/source"  # noqa: S105 - a path
+API_KEYS_FOLDER: Final = "/var/run/secrets/kvasir/api-keys"
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+# Keys in Secrets
+ADMIN_TOKEN_KEY: Final = "token"  # noqa: S105 - a key
+API_KEYS_KEY: Final = "keys"
+"""Key of `spec.router.apiKeysSecret` that holds one API key a line."""
+
+# Node labels of NVIDIA's GPU feature discovery, and the taint that GPU nodes usually bear
+GPU_PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
+GPU_MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
+GPU_TAINT: Final = "nvidia.com/gpu"
+
+MAX_NAME_LENGTH: Final = 45
+"""Longest name of an InferenceService: with revision (10) and suffix (5) a pod's name stays a host name, 63 at most."""
+SUFFIX_LENGTH: Final = 5
+
+
+def service_name(service: str) -> str:
+    """The Service that users call bears the name of the InferenceService."""
+    return service
+
+
+def service_url(service: str, namespace: str) -> str:
+    """Address of the OpenAI API within the cluster, without a path."""
+    return f"http://{service_name(service)}.{namespace}.svc:{USER_PORT}"
+
+
+def admin_secret_name(service: str) -> str:
+    """The Secret with the token of the operator port."""
+    return f"{service}-admin"
+
+
+def pod_name(service: str, revision: str, suffix: str) -> str:
+    """The name of a replica: `tiny-llama-3f9c2d41aa-x7k2p`."""
+    return f"{service}-{revision}-{suffix}"
+
+
+def revision_name(service: str, revision: str) -> str:
+    """The ControllerRevision that keeps the template of a revision."""
+    return f"{service}-{revision}"
+
+
+def owned_labels(service: str) -> dict[str, str]:
+    """Labels of every object that belongs to the service."""
+    return {
+        NAME_LABEL: RUNTIME,
+        INSTANCE_LABEL: service,
+        MANAGED_BY_LABEL: OPERATOR,
+        SERVICE_LABEL: service,
+    }
+
+
+def replica_labels(service: str, revision: str) -> dict[str, str]:
+    """Labels of a pod that runs the engine."""
+    return owned_labels(service) | {COMPONENT_LABEL: RUNTIME_COMPONENT, REVISION_LABEL: revision}
+
+
+def replica_selector(service: str) -> dict[str, str]:
+    """Labels that tell the service's replicas from all other pods."""
+    return {COMPONENT_LABEL: RUNTIME_COMPONENT, SERVICE_LABEL: service}
+
+
+def selector_text(labels: dict[str, str]) -> str:
+    """Write a selector as kubectl and the scale subresource do: `a=b,c=d`."""
+    return ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
