@@ -14,6 +14,9 @@ MANAGED_BY_LABEL: Final = "app.kubernetes.io/managed-by"
 DEFAULT_CONTAINER_ANNOTATION: Final = "kubectl.kubernetes.io/default-container"
 """Container that `kubectl logs` and `kubectl exec` take when none is named."""
 
+ATTEMPT_ANNOTATION: Final = "kvasir.dev/attempt"
+"""How many failed pods a pod follows in a row; the wait before the next one grows with it."""
+
 OPERATOR: Final = "kvasir-operator"
 """The operator as field manager, as source of Events and in `app.kubernetes.io/managed-by`."""
 RUNTIME: Final = "kvasir-runtime"
