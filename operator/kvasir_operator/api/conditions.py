@@ -92,6 +92,7 @@ class Reason(StrEnum):
     OUT_OF_MEMORY_KILLED = "OOMKilled"
     DISK_FULL = "DiskFull"
     PROBE_FAILED = "ProbeFailed"
+    SANDBOX_FAILED = "SandboxFailed"
     INVALID_ARGUMENTS = "InvalidArguments"
     PORT_IN_USE = "PortInUse"
     ENGINE_DIED = "EngineDied"
