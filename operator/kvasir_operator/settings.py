@@ -109,6 +109,13 @@ class Settings(BaseModel):
         default=[],
         description="Folders of the nodes that file:// models must lie in, separated by commas. Empty: none.",
     )
+    startup_timeout_seconds: Seconds = Field(
+        default=3600.0,
+        ge=10,
+        le=86_400,
+        description="Time in which an engine must have loaded its model before the kubelet starts it again. 400 GB "
+        "from a disk of 200 MB/s take half of it.",
+    )
     drain_margin_seconds: Seconds = Field(
         default=15.0,
         ge=1,

@@ -24,8 +24,8 @@ class AcceleratorSpec(ApiModel):
     )
     min_memory: Quantity | None = Field(
         default=None,
-        description="Least memory of one device, compared with the node label nvidia.com/gpu.memory. Unset: any. "
-        "Not acted on yet.",
+        description="Least memory of one device, such as 40Gi, compared with the node label nvidia.com/gpu.memory. "
+        "Unset: any.",
     )
     mig: str | None = Field(
         default=None,

@@ -27,9 +27,17 @@ class Source(ApiModel):
     secret_name: DnsName | None = Field(
         default=None,
         description=(
-            "Secret of this namespace with the credentials of the source; its keys become environment variables of "
-            "the container that fetches: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, AWS_REGION for "
-            "s3, HF_TOKEN and HF_ENDPOINT for hf, KVASIR_FETCH_TOKEN for https."
+            "Secret of this namespace with the credentials of a source that is fetched. Its keys: AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL for s3, HF_TOKEN and "
+            "HF_ENDPOINT for hf, KVASIR_FETCH_TOKEN for https. Only the container that fetches can read it."
+        ),
+    )
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description=(
+            "Digest that the fetched files must have: that of an archive, else that of the sorted output of "
+            "`sha256sum` over the files. Unset: only the source's own checksums count."
         ),
     )
 

@@ -100,6 +100,6 @@ class RouterSpec(ApiModel):
     replicas: int = Field(default=1, ge=1, le=100, description="Pods of the router. Not acted on yet.")
     api_keys_secret: DnsName | None = Field(
         default=None,
-        description="Secret of this namespace whose values are the keys that requests must present. "
-        "Unset: none needed. Not acted on yet.",
+        description="Secret of this namespace whose key `keys` holds the API keys of which requests must present one, "
+        "one a line. Unset: none needed.",
     )

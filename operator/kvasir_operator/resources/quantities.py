@@ -1,0 +1,68 @@
+"""Resources of the runtime's container: the service's own, the operator's defaults, and the devices."""
+
+import re
+from decimal import Decimal
+from typing import Final
+
+from kvasir_operator.api.kubernetes import ResourceRequirements
+from kvasir_operator.api.v1alpha1 import AcceleratorSpec
+from kvasir_operator.settings import Settings
+
+_QUANTITY: Final = re.compile(r"([0-9.]+)(.*)")
+
+Amounts = dict[str, int | str]
+
+
+def container_resources(
+    given: ResourceRequirements | None, accelerator: AcceleratorSpec | None, settings: Settings
+) -> ResourceRequirements:
+    """Resources of the runtime's container.
+
+    A resource (cpu, memory, …) that the service requests or limits is the service's alone; the operator's default
+    fills in the others. Devices are requested as they are limited, as Kubernetes demands.
+    """
+    given = given or ResourceRequirements()
+    fallback = _default_resources(accelerator, settings)
+    own = given.requests.keys() | given.limits.keys()
+    requests = {**_without(fallback.requests, own), **given.requests}
+    limits = {**_without(fallback.limits, own), **given.limits}
+    devices = _devices(accelerator)
+    return ResourceRequirements(requests={**requests, **devices}, limits={**limits, **devices})
+
+
+def without_devices(resources: ResourceRequirements) -> ResourceRequirements:
+    """CPU and memory alone: what an init container may take without asking for more than its pod has anyway."""
+    plain = {"cpu", "memory"}
+    return ResourceRequirements(
+        requests={name: amount for name, amount in resources.requests.items() if name in plain},
+        limits={name: amount for name, amount in resources.limits.items() if name in plain},
+    )
+
+
+def times(quantity: int | str, factor: int) -> int | str:
+    """Multiply a quantity, keeping its unit: 3 times `16Gi` is `48Gi`."""
+    if isinstance(quantity, int):
+        return quantity * factor
+    match = _QUANTITY.fullmatch(quantity)
+    assert match is not None, f"{quantity!r} is no quantity"
+    number = Decimal(match[1]) * factor
+    return f"{number.normalize():f}{match[2]}"
+
+
+def _default_resources(accelerator: AcceleratorSpec | None, settings: Settings) -> ResourceRequirements:
+    if accelerator is None or accelerator.resource() is None:
+        return settings.cpu_resources
+    each = settings.gpu_resources
+    return ResourceRequirements(
+        requests={name: times(amount, accelerator.count) for name, amount in each.requests.items()},
+        limits={name: times(amount, accelerator.count) for name, amount in each.limits.items()},
+    )
+
+
+def _devices(accelerator: AcceleratorSpec | None) -> Amounts:
+    resource = accelerator.resource() if accelerator else None
+    return {resource: accelerator.count} if accelerator and resource else {}
+
+
+def _without(amounts: Amounts, names: set[str]) -> Amounts:
+    return {name: amount for name, amount in amounts.items() if name not in names}
