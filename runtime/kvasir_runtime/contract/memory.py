@@ -1,0 +1,242 @@
+"""How many bytes a model takes: one formula for the webhook, the planner and the engine itself. Standard library only.
+
+    weights + activations(max_num_batched_tokens) + KV blocks <= memory limit x utilization
+
+with KV bytes per token = 2 x layers x kv_heads x head_dim x bytes. The engine allocates by this plan, never by what
+looks free at the moment, so that what is planned is what is taken.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.contract.quantities import format_bytes
+
+DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
+
+PROCESS_BYTES: Final = 700 * 1024**2
+"""Interpreters, libraries and the front end: resident before a weight is loaded (two processes)."""
+
+UNLIMITED_CPU_KV_BYTES: Final = 4 * 1024**3
+"""Most that the KV cache takes by itself on a machine whose memory nobody limited: others live there too."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a config.json on which memory depends."""
+
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_position: int
+    tie_embeddings: bool
+    dtype: str
+    num_experts: int = 1
+
+    @classmethod
+    def from_hf_config(cls, config: Mapping[str, Any]) -> "ModelShape":
+        """Read a Hugging Face config.json. Raises ValueError that names the key."""
+        gemma = str(config.get("model_type", "")).startswith("gemma")
+        heads, hidden = _positive(config, "num_attention_heads"), _positive(config, "hidden_size")
+        return cls(
+            num_layers=_positive(config, "num_hidden_layers"),
+            hidden_size=hidden,
+            intermediate_size=_positive(config, "intermediate_size"),
+            num_heads=heads,
+            num_kv_heads=_positive(config, "num_key_value_heads", heads),
+            head_dim=_positive(config, "head_dim", 256 if gemma else max(1, hidden // heads)),
+            vocab_size=_positive(config, "vocab_size"),
+            max_position=_positive(config, "max_position_embeddings", 2048),
+            tie_embeddings=bool(config.get("tie_word_embeddings", gemma)),
+            dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
+            num_experts=_positive(config, "num_local_experts", 1),
+        )
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of one table: the input embedding, or the output projection."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def linear_parameters(self) -> int:
+        """Of all projections of all layers."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (attention + 3 * self.num_experts * self.hidden_size * self.intermediate_size)
+
+    @property
+    def linear_outputs(self) -> int:
+        """Output features of all projections of all layers: each has a scale when weights are quantized."""
+        attention = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.hidden_size
+        return self.num_layers * (attention + self.num_experts * (2 * self.intermediate_size + self.hidden_size))
+
+
+@dataclass(frozen=True)
+class MemoryQuestion:
+    """What the plan is for. Bytes and tokens; `limit` is the device's memory or, on CPU, the memory limit.
+
+    `limited` is False on CPU when nobody set a limit and `limit` is the whole machine.
+    """
+
+    shape: ModelShape
+    dtype: str
+    quantization: str
+    kv_dtype: str
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    limit: int
+    limited: bool = True
+    utilization: float = 0.9
+    kv_cache_memory: int | None = None
+    tensor_parallel: int = 1
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What will be allocated. `num_blocks` includes the null block, which holds no tokens."""
+
+    weights_bytes: int
+    activation_bytes: int
+    kv_bytes_per_token: int
+    block_size: int
+    num_blocks: int
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.num_blocks * self.block_size * self.kv_bytes_per_token
+
+    @property
+    def kv_tokens(self) -> int:
+        return (self.num_blocks - 1) * self.block_size
+
+    def concurrent_sequences(self, length: int) -> int:
+        """How many sequences of `length` tokens fit at the same time."""
+        return (self.num_blocks - 1) // math.ceil(length / self.block_size)
+
+
+def weight_bytes(
+    shape: ModelShape, dtype: str, quantization: str = "none", tensor_parallel: int = 1, device: str = "cpu"
+) -> int:
+    """Bytes of the weights on one rank. The embedding is never quantized; norms are kept in float32.
+
+    On CPU a tied output projection is a table of its own, since it is packed for its kernel.
+    """
+    size = DTYPE_BYTES[dtype]
+    packed_head = device == "cpu" and (quantization == "int8" or dtype == "bfloat16")
+    heads = 0 if shape.tie_embeddings and not packed_head else 1
+    projections = shape.linear_parameters + heads * shape.embedding_parameters
+    scales = 0
+    if quantization == "int8":
+        scales, size_of_projection = 4 * (shape.linear_outputs + heads * shape.vocab_size), 1
+    else:
+        size_of_projection = size
+    norms = 4 * shape.hidden_size * (2 * shape.num_layers + 1)
+    routers = shape.num_layers * shape.num_experts * shape.hidden_size * size if shape.num_experts > 1 else 0
+    sharded = projections * size_of_projection + scales + shape.embedding_parameters * size
+    return math.ceil(sharded / tensor_parallel) + norms + routers
+
+
+def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, tensor_parallel: int = 1) -> int:
+    """Bytes of keys and values of one token on one rank; a KV head is never split."""
+    kv_heads = max(1, shape.num_kv_heads // tensor_parallel)
+    return 2 * shape.num_layers * kv_heads * shape.head_dim * DTYPE_BYTES[kv_dtype]
+
+
+def activation_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """Peak bytes of a step: the widest layer's tensors for all rows, and three copies of the float32 logits."""
+    size = DTYPE_BYTES[dtype]
+    attention = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
+    row = size * (4 * shape.hidden_size + max(attention, 3 * shape.intermediate_size))
+    return max_num_batched_tokens * row + 3 * 4 * max_num_seqs * shape.vocab_size
+
+
+def plan_memory(question: MemoryQuestion) -> MemoryPlan:
+    """Decide how many KV blocks there will be.
+
+    Raises KvasirError OutOfMemoryWeights when the weights alone exceed the limit, and OutOfMemoryKVCache, with the
+    number that would do, when not even one sequence of `max_model_len` fits.
+    """
+    q = question
+    weights = weight_bytes(q.shape, q.dtype, q.quantization, q.tensor_parallel, q.device)
+    activations = activation_bytes(q.shape, q.dtype, q.max_num_batched_tokens, q.max_num_seqs)
+    per_token = kv_bytes_per_token(q.shape, q.kv_dtype, q.tensor_parallel)
+    usable = int(q.limit * q.utilization)
+    taken = weights + activations + PROCESS_BYTES
+    if taken > usable:
+        raise _weights_do_not_fit(q, weights, activations, usable)
+    block = q.block_size * per_token
+    needed_blocks = math.ceil(q.max_model_len / q.block_size) + 1
+    budget = _kv_budget(q, usable - taken, needed_blocks * block, per_token)
+    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block)
+    if plan.num_blocks < needed_blocks:
+        raise _kv_does_not_fit(q, budget, needed_blocks * block, (budget // block - 1) * q.block_size)
+    if plan.kv_bytes > usable - taken:
+        raise KvasirError(
+            Cause.OUT_OF_MEMORY_KV_CACHE,
+            f"kv_cache_memory {format_bytes(plan.kv_bytes)} is more than the {format_bytes(usable - taken)} that the "
+            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights and activations",
+            f"lower kv_cache_memory or raise the memory limit to {format_bytes((plan.kv_bytes + taken) / q.utilization)}",
+            needed=plan.kv_bytes + taken,
+            limit=q.limit,
+        )
+    return plan
+
+
+def _kv_budget(question: MemoryQuestion, left: int, one_sequence: int, per_token: int) -> int:
+    if question.kv_cache_memory is not None:
+        return question.kv_cache_memory
+    if question.device != "cpu":
+        return left
+    block = question.block_size * per_token
+    all_sequences = question.max_num_seqs * math.ceil(question.max_model_len / question.block_size) * block + block
+    bound = all_sequences if question.limited else min(all_sequences, max(UNLIMITED_CPU_KV_BYTES, one_sequence))
+    return min(left, bound)
+
+
+def _weights_do_not_fit(question: MemoryQuestion, weights: int, activations: int, usable: int) -> KvasirError:
+    needed = weights + activations + PROCESS_BYTES
+    return KvasirError(
+        Cause.OUT_OF_MEMORY_WEIGHTS,
+        f"weights ({format_bytes(weights)}), activations ({format_bytes(activations)}) and the process "
+        f"({format_bytes(PROCESS_BYTES)}) need {format_bytes(needed)}, the memory limit is "
+        f"{format_bytes(question.limit)} x {question.utilization:g} = {format_bytes(usable)}",
+        f"raise the memory limit to at least {format_bytes(math.ceil(needed / question.utilization))}, "
+        "or choose a smaller model, quantization or max_num_batched_tokens",
+        needed=needed,
+        limit=question.limit,
+        weights=weights,
+    )
+
+
+def _kv_does_not_fit(question: MemoryQuestion, budget: int, needed: int, longest: int) -> KvasirError:
+    ways = [f"raise kv_cache_memory to at least {format_bytes(needed)} ({needed} bytes)"]
+    if question.kv_cache_memory is None:
+        more = math.ceil((needed - budget) / question.utilization) + question.limit
+        ways = [f"raise the memory limit to at least {format_bytes(more)} ({more} bytes)"]
+    if longest > 0:
+        ways.append(f"lower max_model_len to at most {longest}")
+    return KvasirError(
+        Cause.OUT_OF_MEMORY_KV_CACHE,
+        f"one sequence of max_model_len {question.max_model_len} needs {format_bytes(needed)} of KV cache, "
+        f"{format_bytes(max(0, budget))} are there",
+        " or ".join(ways),
+        needed=needed,
+        available=max(0, budget),
+    )
+
+
+def _positive(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        msg = f"config.json: {key} must be an integer of at least 1, got {value!r}"
+        raise ValueError(msg)
+    return value

@@ -1,0 +1,102 @@
+"""Gives sequences their KV blocks: found in the prefix cache, newly allocated, given back. Torch-free."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from kvasir_runtime.core.block_hash import extend_block_hashes
+from kvasir_runtime.core.block_pool import BlockPool
+from kvasir_runtime.request import Request
+
+VALUE_HALF_LIFE_S = 600.0
+"""The cache's value forgets half of the tokens it saved in this time."""
+
+
+class KVCacheManager:
+    """Block tables of all sequences over one pool. `num_blocks` includes the null block."""
+
+    def __init__(self, num_blocks: int, block_size: int, eviction_policy: Literal["lru", "lfu"] = "lru") -> None:
+        self.block_size = block_size
+        self.pool = BlockPool(num_blocks, eviction_policy)
+        self.query_tokens = 0
+        self.hit_tokens = 0
+        self._value = 0.0
+        self._value_time = 0.0
+
+    def find_cached(self, request: Request) -> list[int]:
+        """The longest run of cached blocks at the start of `request`. Takes no references: valid until blocks move.
+
+        The last token is never taken from the cache: its logits are needed to go on.
+        """
+        if request.hash_root is None or request.sampling.prompt_logprobs is not None:
+            return []
+        extend_block_hashes(request.block_hashes, request.hash_root, request.token_ids, self.block_size)
+        found: list[int] = []
+        for block_hash in request.block_hashes[: (request.num_tokens - 1) // self.block_size]:
+            block = self.pool.find(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def can_admit(self, request: Request, cached: list[int], spare: int) -> bool:
+        """Whether the whole of `request` fits beside what runs, with `spare` blocks left for that to grow."""
+        revived = sum(self.pool.ref_counts[block] == 0 for block in cached)
+        needed = self._blocks_for(request.num_tokens) - len(cached)
+        return needed + revived + spare <= self.pool.num_free
+
+    def admit(self, request: Request, cached: list[int], now: float) -> None:
+        """Start `request` with the cached blocks as the beginning of its table."""
+        assert not request.block_ids, request.request_id
+        self.pool.acquire(cached)
+        request.block_ids.extend(cached)
+        request.num_registered_blocks = len(cached)
+        request.num_computed_tokens = len(cached) * self.block_size
+        if request.num_cached_tokens is None:  # a preempted request asked before
+            request.num_cached_tokens = request.num_computed_tokens
+            self.query_tokens += request.num_prompt_tokens
+            self.hit_tokens += request.num_computed_tokens
+            self._value = self.value(now) + request.num_computed_tokens
+            self._value_time = now
+
+    def allocate(self, request: Request, num_new_tokens: int) -> bool:
+        """Make room in `request`'s table for the next tokens to compute. False, and nothing changed, if there is none."""
+        missing = self._blocks_for(request.num_computed_tokens + num_new_tokens) - len(request.block_ids)
+        if missing > self.pool.num_free:
+            return False
+        if missing > 0:
+            request.block_ids.extend(self.pool.allocate(missing))
+        return True
+
+    def register_computed(self, request: Request) -> None:
+        """Make findable those blocks of `request` that have become full."""
+        full = request.num_computed_tokens // self.block_size
+        if request.hash_root is None or full <= request.num_registered_blocks:
+            return
+        extend_block_hashes(request.block_hashes, request.hash_root, request.token_ids, self.block_size)
+        for position in range(request.num_registered_blocks, full):
+            self.pool.register(request.block_ids[position], request.block_hashes[position])
+        request.num_registered_blocks = full
+
+    def free(self, request: Request) -> None:
+        """Give back all blocks of `request`; harmless when it has none."""
+        self.pool.release(request.block_ids)
+        request.block_ids.clear()
+        request.num_registered_blocks = 0
+        request.num_computed_tokens = 0
+
+    def value(self, now: float) -> float:
+        """What the cache is worth: prompt tokens it saved from being computed, halved every `VALUE_HALF_LIFE_S`."""
+        return self._value * 0.5 ** ((now - self._value_time) / VALUE_HALF_LIFE_S)
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Raise AssertionError when blocks leaked, are shared wrongly or tables do not cover what was computed."""
+        requests = list(requests)
+        self.pool.check_integrity(request.block_ids for request in requests)
+        for request in requests:
+            covered = len(request.block_ids) * self.block_size
+            assert request.num_computed_tokens <= covered, f"{request.request_id}: tokens without a block"
+            for block in request.block_ids[request.num_registered_blocks :]:
+                assert self.pool.ref_counts[block] == 1, f"{request.request_id} would write shared block {block}"
+
+    def _blocks_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.block_size)

@@ -1,0 +1,52 @@
+"""What the scheduler tells the model runner each step: one message of plain values. Torch-free."""
+
+from array import array
+from dataclasses import dataclass, field
+
+from kvasir_runtime.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Seating:
+    """A sequence takes a seat: a row of the runner's tables, kept until another sequence is given the same one.
+
+    `token_ids` holds the prompt and, after a preemption, what was produced before it.
+    """
+
+    seat: int
+    token_ids: "array[int]"
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    sampling: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TableGrowth:
+    """Blocks appended to the block table of a seat, from entry `start` on."""
+
+    seat: int
+    start: int
+    block_ids: list[int]
+
+
+@dataclass(slots=True)
+class SchedulerOutput:
+    """Row i of the step computes `num_new_tokens[i]` tokens of the sequence on `seats[i]`.
+
+    Rows with one new token come first (`num_single` of them), so that decode and prefill are two slices.
+    `samples[i]` says whether the row reaches its sequence's last token and a new one is to be sampled.
+    """
+
+    seats: list[int] = field(default_factory=list)
+    num_new_tokens: list[int] = field(default_factory=list)
+    num_computed_tokens: list[int] = field(default_factory=list)
+    samples: list[bool] = field(default_factory=list)
+    num_single: int = 0
+    seatings: list[Seating] = field(default_factory=list)
+    growths: list[TableGrowth] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(self.num_new_tokens)

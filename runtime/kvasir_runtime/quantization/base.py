@@ -1,0 +1,26 @@
+"""The one interface of weight formats: a weight is packed once at load and then applied to activations.
+
+Shape suffixes: R rows, I input features, O output features.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class PackedLinear(Protocol):
+    """A weight in the form that its kernel reads. `nbytes` is what it takes in memory."""
+
+    nbytes: int
+
+    def __call__(self, x_RI: Tensor) -> Tensor:
+        """`x Wᵀ + b`: `[R, O]` in the activations' dtype."""
+
+
+class LinearMethod(Protocol):
+    """A weight format. `name` is what `quantization` in the settings says."""
+
+    name: str
+
+    def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
+        """Take over a weight, which is the result's to keep; a packed form does not refer to it any more."""

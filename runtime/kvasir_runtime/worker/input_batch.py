@@ -1,0 +1,94 @@
+"""The runner's tables, one row a seat, and the flat tensors of a step made from them without a loop over tokens."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kvasir_runtime.attention.metadata import AttentionMetadata, PrefillSpan
+from kvasir_runtime.core.scheduler_output import SchedulerOutput
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A step's rows. `last_rows_R` are the rows whose logits are sampled, `sample_seats_R` their seats and
+    `sample_positions_R` where in its sequence the new token goes."""
+
+    input_ids_T: Tensor
+    attention: AttentionMetadata
+    last_rows_R: Tensor
+    sample_seats_R: Ints
+    sample_positions_R: Ints
+
+
+class InputBatch:
+    """Tokens and block tables of `num_seats` sequences of at most `max_model_len` tokens.
+
+    The tables are zero pages until written, so that an unused seat costs address space only.
+    """
+
+    def __init__(self, num_seats: int, max_model_len: int, block_size: int) -> None:
+        self.block_size = block_size
+        self.token_ids = np.zeros((num_seats, max_model_len + 1), dtype=np.int32)
+        self.block_tables = np.zeros((num_seats, -(-max_model_len // block_size)), dtype=np.int32)
+
+    def apply(self, output: SchedulerOutput) -> None:
+        """Take over who sits where and which blocks were added."""
+        for seating in output.seatings:
+            tokens = np.frombuffer(seating.token_ids, dtype=np.int32)
+            self.token_ids[seating.seat, : len(tokens)] = tokens
+            del tokens  # an exported buffer would keep the scheduler's array from growing
+        for growth in output.growths:
+            self.block_tables[growth.seat, growth.start : growth.start + len(growth.block_ids)] = growth.block_ids
+
+    def prepare(self, output: SchedulerOutput) -> StepInputs:
+        """Lay the scheduled tokens out as rows, in the scheduler's order."""
+        seats = np.array(output.seats, dtype=np.int64)
+        counts = np.array(output.num_new_tokens, dtype=np.int64)
+        computed = np.array(output.num_computed_tokens, dtype=np.int64)
+        ends = np.cumsum(counts)
+        row_seats = np.repeat(seats, counts)
+        positions = np.arange(ends[-1]) + np.repeat(computed - (ends - counts), counts)
+        slots = self.block_tables[row_seats, positions // self.block_size].astype(np.int64) * self.block_size
+        slots += positions % self.block_size
+        sampled = np.array(output.samples, dtype=bool)
+        lengths = computed + counts
+        return StepInputs(
+            input_ids_T=torch.from_numpy(self.token_ids[row_seats, positions]),
+            attention=AttentionMetadata(
+                slots_T=torch.from_numpy(slots),
+                positions_T=torch.from_numpy(positions),
+                num_decodes=output.num_single,
+                block_tables_NM=self._decode_tables(seats[: output.num_single], lengths[: output.num_single]),
+                lengths_N=torch.from_numpy(lengths[: output.num_single].astype(np.int32)),
+                prefills=self._spans(output, seats, ends, lengths),
+            ),
+            last_rows_R=torch.from_numpy(ends[sampled] - 1),
+            sample_seats_R=seats[sampled],
+            sample_positions_R=lengths[sampled],
+        )
+
+    def record(self, inputs: StepInputs, sampled: Tensor) -> None:
+        """Store the sampled tokens where the next step looks for them."""
+        self.token_ids[inputs.sample_seats_R, inputs.sample_positions_R] = sampled.numpy()
+
+    def _decode_tables(self, seats: Ints, lengths: Ints) -> Tensor:
+        width = -(-int(lengths.max()) // self.block_size) if len(lengths) else 0
+        return torch.from_numpy(self.block_tables[seats, :width])
+
+    def _spans(self, output: SchedulerOutput, seats: Ints, ends: Ints, lengths: Ints) -> tuple[PrefillSpan, ...]:
+        return tuple(
+            PrefillSpan(
+                start=int(ends[row]) - output.num_new_tokens[row],
+                end=int(ends[row]),
+                length=int(lengths[row]),
+                block_table_M=torch.from_numpy(
+                    self.block_tables[seats[row], : -(-int(lengths[row]) // self.block_size)]
+                ),
+            )
+            for row in range(output.num_single, len(seats))
+        )

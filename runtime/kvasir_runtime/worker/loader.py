@@ -1,0 +1,234 @@
+"""From a configuration to a model in memory: settings resolved, memory planned, weights loaded, kernels warmed up."""
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from kvasir_runtime.attention.backend import AttentionBackend
+from kvasir_runtime.attention.reference import ReferenceBackend
+from kvasir_runtime.config import EngineConfig
+from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.contract.memory import MemoryPlan, MemoryQuestion, ModelShape, plan_memory
+from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
+from kvasir_runtime.engine.messages import EngineReady, StartupProgress
+from kvasir_runtime.layers.linear import LoadContext
+from kvasir_runtime.models.checkpoint import Checkpoint
+from kvasir_runtime.models.config import DecoderConfig, HFConfig, eos_token_ids
+from kvasir_runtime.models.decoder import DecoderModel
+from kvasir_runtime.models.registry import Family, find_family
+from kvasir_runtime.quantization.base import LinearMethod
+from kvasir_runtime.quantization.plain import PlainMethod
+from kvasir_runtime.sampling_params import SamplingParams
+from kvasir_runtime.worker.host import cpu_count, memory_limit
+from kvasir_runtime.worker.kv_cache import KVCache
+from kvasir_runtime.worker.model_runner import ModelRunner
+
+DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Progress = Callable[[StartupProgress], None]
+
+
+@dataclass(frozen=True)
+class LoadedEngine:
+    runner: ModelRunner
+    ready: EngineReady
+    eos_token_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """Settings with nothing automatic left."""
+
+    family: Family
+    decoder: DecoderConfig
+    shape: ModelShape
+    eos_token_ids: frozenset[int]
+    dtype: str
+    kv_dtype: str
+    quantization: str
+    max_model_len: int
+
+
+def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
+    """Raises KvasirError with the cause when the model cannot be served as asked."""
+    phases = _Phases(on_progress)
+    with phases.phase("configuration"):
+        resolved = resolve(config)
+        torch.set_num_threads(config.num_threads or cpu_count())
+        plan = plan_memory(memory_question(config, resolved))
+    with phases.phase("weights"):
+        model, digest = _load_model(config, resolved, phases.report)
+    with phases.phase("kv_cache"):
+        runner = _make_runner(config, resolved, plan, model)
+    with phases.phase("kernels"):
+        _warm_up(runner, config)
+    ready = EngineReady(
+        max_model_len=resolved.max_model_len,
+        vocab_size=resolved.decoder.vocab_size,
+        block_size=config.cache.block_size,
+        num_blocks=plan.num_blocks,
+        weights_bytes=plan.weights_bytes,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+        model_digest=digest,
+        dtype=resolved.dtype,
+        startup_seconds=phases.seconds,
+    )
+    return LoadedEngine(runner, ready, resolved.eos_token_ids)
+
+
+def resolve(config: EngineConfig) -> Resolved:
+    """Read the model's folder and settle what was left to us."""
+    hf = HFConfig.load(config.model)
+    family = find_family(hf)
+    decoder = family.config(hf)
+    _refuse_unsupported(config, hf)
+    try:
+        shape = ModelShape.from_hf_config(hf.values)
+    except ValueError as error:
+        raise KvasirError(Cause.MODEL_INVALID, f"{config.model}: {error}") from error
+    dtype = config.dtype
+    if dtype == "auto":  # CPUs multiply float16 an order of magnitude slower than bfloat16
+        dtype = "bfloat16" if shape.dtype == "float16" else shape.dtype
+    if dtype not in DTYPES:
+        raise KvasirError(
+            Cause.MODEL_UNSUPPORTED, f"dtype {dtype!r} is not supported", f"supported: {', '.join(DTYPES)}"
+        )
+    return Resolved(
+        family=family,
+        decoder=decoder,
+        shape=shape,
+        eos_token_ids=eos_token_ids(config.model, hf),
+        dtype=dtype,
+        kv_dtype=dtype if config.cache.dtype == "auto" else config.cache.dtype,
+        quantization="none" if config.quantization == "auto" else config.quantization,
+        max_model_len=_max_model_len(config, decoder),
+    )
+
+
+def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
+    """What the memory plan is asked for on this machine."""
+    host = memory_limit()
+    return MemoryQuestion(
+        shape=resolved.shape,
+        dtype=resolved.dtype,
+        quantization=resolved.quantization,
+        kv_dtype=resolved.kv_dtype,
+        block_size=config.cache.block_size,
+        max_model_len=resolved.max_model_len,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        limit=host.limit,
+        limited=host.limited,
+        utilization=config.cache.utilization,
+        kv_cache_memory=config.cache.memory,
+        tensor_parallel=config.tensor_parallel_size,
+    )
+
+
+def _refuse_unsupported(config: EngineConfig, hf: HFConfig) -> None:
+    choices: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
+        ("device", config.device, ("auto", "cpu")),
+        ("tensor_parallel_size", config.tensor_parallel_size, (1,)),
+        ("quantization", config.quantization, ("auto", "none")),
+        ("kv_cache_dtype", config.cache.dtype, ("auto", *DTYPES)),
+    )
+    for name, value, supported in choices:
+        if value not in supported:
+            raise KvasirError(
+                Cause.INVALID_ARGUMENTS,
+                f"{name} must be one of {', '.join(map(str, supported))} in this version, got {value}",
+                f"set {name} to {supported[0]}",
+            )
+    if hf.values.get("quantization_config"):
+        raise hf.refuse("quantization_config", "checkpoints in float32, bfloat16 or float16")
+
+
+def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
+    if config.max_model_len is None:
+        return decoder.max_position
+    if config.max_model_len > decoder.max_position:
+        raise KvasirError(
+            Cause.INVALID_ARGUMENTS,
+            f"max_model_len must be at most {decoder.max_position}, the model's own limit, got {config.max_model_len}",
+            f"set max_model_len to {decoder.max_position} or less",
+        )
+    return config.max_model_len
+
+
+def _load_model(
+    config: EngineConfig, resolved: Resolved, report: Callable[[float, str], None]
+) -> tuple[DecoderModel, str]:
+    checkpoint = Checkpoint(config.model, lambda done: report(done, ""))
+    load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved))
+    model = resolved.family.model(resolved.decoder, load, choose_backend(resolved), resolved.max_model_len)
+    digest = checkpoint.digest()
+    checkpoint.close()
+    return model, digest
+
+
+def choose_method(resolved: Resolved) -> LinearMethod:
+    """The weight format's kernel for this device."""
+    del resolved
+    return PlainMethod()
+
+
+def choose_backend(resolved: Resolved) -> AttentionBackend:
+    """The attention kernels for this device."""
+    del resolved
+    return ReferenceBackend()
+
+
+def _make_runner(config: EngineConfig, resolved: Resolved, plan: MemoryPlan, model: DecoderModel) -> ModelRunner:
+    decoder = resolved.decoder
+    kv_cache = KVCache(
+        num_layers=decoder.num_layers,
+        num_blocks=plan.num_blocks,
+        num_kv_heads=decoder.num_kv_heads,
+        block_size=config.cache.block_size,
+        head_dim=decoder.head_dim,
+        dtype=DTYPES[resolved.kv_dtype],
+    )
+    return ModelRunner(
+        model,
+        kv_cache,
+        num_seats=min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
+        max_model_len=resolved.max_model_len,
+        block_size=config.cache.block_size,
+    )
+
+
+def _warm_up(runner: ModelRunner, config: EngineConfig) -> None:
+    """Run a prompt and a decode on the null block, so that kernels are built before the first request."""
+    length = min(config.cache.block_size, runner.batch.token_ids.shape[1] - 2)
+    seating = Seating(0, array("i", [0] * length), length, 0, SamplingParams(temperature=0.0), 0, frozenset())
+    runner.execute(SchedulerOutput([0], [length], [0], [True], int(length == 1), [seating], []))
+    runner.execute(SchedulerOutput([0], [1], [length - 1], [True], 1, [], []))
+
+
+class _Phases:
+    """Times the phases of a start and reports their progress."""
+
+    def __init__(self, on_progress: Progress) -> None:
+        self.seconds: dict[str, float] = {}
+        self._on_progress = on_progress
+        self._name = ""
+        self._started = 0.0
+
+    def phase(self, name: str) -> "_Phases":
+        self._name = name
+        return self
+
+    def report(self, progress: float, message: str) -> None:
+        self._on_progress(StartupProgress(self._name, progress, message))
+
+    def __enter__(self) -> None:
+        self._started = time.monotonic()
+        self.report(0.0, "")
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._name] = round(time.monotonic() - self._started, 3)
+        self.report(1.0, "")
