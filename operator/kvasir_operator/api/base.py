@@ -11,6 +11,10 @@ from kvasir_runtime.contract.quantities import parse_bytes, parse_duration
 
 QUANTITY_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([kMGTPE]|[KMGTPE]i)?$"
 DURATION_PATTERN: Final = r"^([0-9]+(\.[0-9]+)?(ms|s|m|h|d))+$"
+NAME_PATTERN: Final = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+"""Names of InferenceServices become those of Kubernetes Services, which must begin with a letter."""
+NAME_MAX_LENGTH: Final = 45
+"""With a revision (10) and a suffix (5), the name of a pod stays within the 63 characters of a host name."""
 DNS_LABEL_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DNS_NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
 

@@ -4,18 +4,39 @@ Small types are spelled out, so that the API server checks them and `kubectl exp
 hundred nested fields that the API server checks again when the pod is made: it stays an object with whatever is in it.
 """
 
+import re
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from decimal import Decimal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, WithJsonSchema
 
 from kvasir_operator.api.base import ApiModel, Time
+
+AMOUNT_PATTERN: Final = r"^(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)(?P<unit>[KMGTPE]i|[numkMGTPE]|[eE]-?[0-9]{1,2})?$"
+_POWERS: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
+_BINARY: Final[dict[str, int]] = {unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)}
 
 IntOrString = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True})]
 """A quantity such as `2`, `500m` or `8Gi`."""
 
 FreeObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
 """An object whose fields are checked elsewhere."""
+
+
+def parse_quantity(amount: int | str) -> Decimal | None:
+    """The value of a quantity in its base unit (cores, bytes); None for what Kubernetes would not read.
+
+    >>> parse_quantity("500m"), parse_quantity("2Ki"), parse_quantity("1e3"), parse_quantity("much")
+    (Decimal('0.500'), Decimal('2048'), Decimal('1E+3'), None)
+    """
+    match = re.fullmatch(AMOUNT_PATTERN, str(amount))
+    if match is None:
+        return None
+    number, unit = Decimal(match["number"]), str(match["unit"] or "")
+    if unit in _BINARY:
+        return number * Decimal(_BINARY[unit])
+    return number.scaleb(_POWERS[unit] if unit in _POWERS else int(unit[1:] or "0"))
 
 
 class ObjectMeta(ApiModel):

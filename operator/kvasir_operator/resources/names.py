@@ -61,9 +61,8 @@ GPU_PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
 GPU_MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
 GPU_TAINT: Final = "nvidia.com/gpu"
 
-MAX_NAME_LENGTH: Final = 45
-"""Longest name of an InferenceService: with revision (10) and suffix (5) a pod's name stays a host name, 63 at most."""
 SUFFIX_LENGTH: Final = 5
+"""Characters that tell the pods of a revision apart."""
 
 
 def service_name(service: str) -> str:
