@@ -1,0 +1,137 @@
+"""The values that a plan is made of. Each action says why it is there: it is logged, counted and shown with that.
+
+An action names the pod by name and uid, so that it can never hit another pod that came to bear the same name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar
+
+
+class Why(StrEnum):
+    """Why an action is in the plan."""
+
+    MISSING = "Missing"
+    OUTDATED = "Outdated"
+    SCALE_UP = "ScaleUp"
+    SCALE_DOWN = "ScaleDown"
+    REPLACE = "Replace"
+    ROLLOUT = "Rollout"
+    READY = "Ready"
+    RESTARTED = "Restarted"
+    DRAINED = "Drained"
+    DRAIN_DEADLINE = "DrainDeadline"
+    NO_REQUESTS = "NoRequests"
+    DEMAND_RETURNED = "DemandReturned"
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSecret:
+    """Make the Secret with the token of the operator port. Its value is drawn when it is made."""
+
+    kind: ClassVar[str] = "CreateSecret"
+    why: Why
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyService:
+    """Make the Service, or bring it back to what it should be."""
+
+    kind: ClassVar[str] = "ApplyService"
+    why: Why
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePod:
+    """Make a replica of `revision`. `attempt` failed pods came before it."""
+
+    kind: ClassVar[str] = "CreatePod"
+    pod: str
+    revision: str
+    why: Why
+    attempt: int = 0
+    replaces: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeletePod:
+    kind: ClassVar[str] = "DeletePod"
+    pod: str
+    uid: str
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class GateState:
+    """What a readiness gate is to say."""
+
+    open: bool
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetGates:
+    """Set readiness gates of a pod in one write."""
+
+    kind: ClassVar[str] = "SetGates"
+    pod: str
+    uid: str
+    gates: Mapping[str, GateState]
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Tell the engine to take no more requests; running ones may go on for `timeout_s` seconds."""
+
+    kind: ClassVar[str] = "Drain"
+    pod: str
+    uid: str
+    ip: str
+    timeout_s: float
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class Undrain:
+    """Tell the engine to take requests again."""
+
+    kind: ClassVar[str] = "Undrain"
+    pod: str
+    uid: str
+    ip: str
+    why: Why
+
+
+Action = CreateSecret | ApplyService | CreatePod | DeletePod | SetGates | Drain | Undrain
+
+
+def identity(action: Action) -> str:
+    """The same text for the same write, planned again: the key of its backoff."""
+    return f"{action.kind}/{action.pod}"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to do now, in this order, and when to look again at the latest because something comes due."""
+
+    actions: tuple[Action, ...] = ()
+    due: datetime | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not self.actions
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A Kubernetes Event about the service: few, for people."""
+
+    reason: str
+    message: str
+    warning: bool = False

@@ -1,0 +1,88 @@
+"""What the conditions and the numbers of a status are computed from, counted once."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from kvasir_operator.api.v1alpha1 import LastFailure
+from kvasir_operator.planning.failures import Failure, failure_of, failure_of_refusal, worst
+from kvasir_operator.planning.replicas import wanted_replicas
+from kvasir_operator.planning.state import Pod, Snapshot, Stage
+from kvasir_runtime.contract.admin_api import AdminState
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Groups of pods and the failure to show, from one snapshot."""
+
+    snapshot: Snapshot
+
+    @cached_property
+    def wanted(self) -> int | None:
+        """Replicas that should serve; None where the spec cannot be read."""
+        return wanted_replicas(self.snapshot.spec) if self.snapshot.spec is not None else None
+
+    @cached_property
+    def valid(self) -> bool:
+        return self.snapshot.spec is not None and not self.snapshot.errors
+
+    @cached_property
+    def staying(self) -> list[Pod]:
+        return [pod for pod in self.snapshot.pods if pod.stays]
+
+    @cached_property
+    def serving(self) -> list[Pod]:
+        return [pod for pod in self.staying if pod.stage is Stage.SERVING]
+
+    @cached_property
+    def waiting(self) -> list[Pod]:
+        """Pods that are to serve and do not yet, or not at the moment."""
+        return [pod for pod in self.staying if pod.stage is not Stage.SERVING]
+
+    @cached_property
+    def updated(self) -> list[Pod]:
+        return [pod for pod in self.staying if pod.revision == self.snapshot.revision]
+
+    @cached_property
+    def outdated(self) -> list[Pod]:
+        """Pods of old revisions, those that drain included."""
+        return [
+            pod
+            for pod in self.snapshot.pods
+            if pod.revision != self.snapshot.revision and (pod.stays or pod.stage is Stage.DRAINING)
+        ]
+
+    @cached_property
+    def draining(self) -> list[Pod]:
+        return [pod for pod in self.snapshot.pods if pod.stage is Stage.DRAINING]
+
+    @cached_property
+    def failure(self) -> Failure | None:
+        """The failure to show: of pods of the newest revision first, then of others, then of refused writes."""
+        considered = [pod for pod in self.snapshot.pods if pod.stays or pod.stage is Stage.FINISHED]
+        newest = [pod for pod in considered if pod.revision == self.snapshot.revision]
+        refused = map(failure_of_refusal, self.snapshot.refusals)
+        found = worst(_failures(newest)) or worst(_failures(considered)) or worst(refused)
+        return _in_full_words(found, self.snapshot.status.last_failure) if found is not None else None
+
+    @cached_property
+    def measured(self) -> AdminState | None:
+        """What one engine says that has loaded its model, of the newest revision if there is one."""
+        loaded = [pod for pod in self.staying if _has_capacity(pod)]
+        loaded.sort(key=lambda pod: (pod.revision != self.snapshot.revision, pod.name))
+        return loaded[0].runtime if loaded and isinstance(loaded[0].runtime, AdminState) else None
+
+
+def _failures(pods: list[Pod]) -> list[Failure]:
+    return [found for pod in pods if (found := failure_of(pod)) is not None]
+
+
+def _in_full_words(failure: Failure, before: LastFailure | None) -> Failure:
+    """The kubelet tells the reason once and then only that it waits: keep what was told first."""
+    if not failure.vague or before is None or (before.pod, before.cause) != (failure.pod, failure.cause.value):
+        return failure
+    return replace(failure, message=before.message, time=before.time)
+
+
+def _has_capacity(pod: Pod) -> bool:
+    runtime = pod.runtime
+    return isinstance(runtime, AdminState) and runtime.capacity is not None and runtime.capacity.kv_tokens > 0

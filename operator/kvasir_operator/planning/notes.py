@@ -1,0 +1,85 @@
+"""Kubernetes Events about a service: what was done, and what became of it. Few, and worth reading."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from kvasir_operator.api.conditions import Condition, ConditionType, Reason, find_condition
+from kvasir_operator.api.v1alpha1 import InferenceServiceStatus
+from kvasir_operator.planning.actions import Action, CreatePod, DeletePod, Note, SetGates, Undrain, Why
+
+
+def notes_on_actions(done: Sequence[Action], before: InferenceServiceStatus, wanted: int) -> list[Note]:
+    """What was done, one Event for pods that share a reason. `before` is the status before it was done."""
+    created = [each for each in done if isinstance(each, CreatePod)]
+    return [
+        *_scaled_up([each for each in created if each.why is Why.SCALE_UP], before.desired_replicas or 0, wanted),
+        *(Note("Replaced", _replaced(each)) for each in created if each.why is Why.REPLACE),
+        *(
+            Note("RollingOut", f"created {each.pod} of revision {each.revision}")
+            for each in created
+            if each.why is Why.ROLLOUT
+        ),
+        *(note for each in done if (note := _left(each)) is not None),
+    ]
+
+
+def _scaled_up(created: Sequence[CreatePod], before: int, wanted: int) -> Iterable[Note]:
+    if created:
+        pods = ", ".join(each.pod for each in created)
+        yield Note("ScaledUp", f"from {before} to {wanted} replicas: created {pods}")
+
+
+def _replaced(action: CreatePod) -> str:
+    return f"created {action.pod} in place of {action.replaces or 'one that is gone'}"
+
+
+def _left(action: Action) -> Note | None:
+    """One pod's way out, or back."""
+    match action:
+        case SetGates(why=Why.SCALE_DOWN | Why.ROLLOUT):
+            return Note("Draining", f"{action.pod} leaves the endpoints: {_LEAVING[action.why]}")
+        case Undrain():
+            return Note("DrainCancelled", f"{action.pod} is needed again")
+        case DeletePod(why=Why.DRAIN_DEADLINE):
+            return Note("DrainDeadline", f"deleted {action.pod}, whose requests outlasted drain.timeout", warning=True)
+        case DeletePod():
+            return Note("Removed", f"deleted {action.pod}: {_LEAVING[action.why]}")
+        case _:
+            return None
+
+
+_LEAVING: Final = {
+    Why.SCALE_DOWN: "fewer replicas are wanted",
+    Why.ROLLOUT: "a newer revision takes its place",
+    Why.REPLACE: "it had ended",
+    Why.DRAINED: "all its requests are finished",
+    Why.NO_REQUESTS: "it has no running engine",
+}
+
+
+def notes_on_status(before: InferenceServiceStatus, after: InferenceServiceStatus) -> list[Note]:
+    """What became of the service between two statuses."""
+    return [*_on_ready(before, after), *_on_failure(before, after)]
+
+
+def _on_ready(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:
+    old, new = (find_condition(status.conditions, ConditionType.READY) for status in (before, after))
+    if new is None:
+        return
+    if new.reason is Reason.INVALID_SPEC and (old is None or old.message != new.message):
+        yield Note("InvalidSpec", new.message, warning=True)
+    elif _status(old) != "True" and new.status == "True":
+        yield Note("Ready", new.message)
+    elif _status(old) == "True" and new.status == "False" and new.reason is not Reason.SCALED_TO_ZERO:
+        yield Note("NotReady", new.message, warning=True)
+
+
+def _status(condition: Condition | None) -> str:
+    return condition.status if condition is not None else "Unknown"
+
+
+def _on_failure(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:
+    old, new = before.last_failure, after.last_failure
+    if new is not None and (old is None or (old.pod, old.cause, old.message) != (new.pod, new.cause, new.message)):
+        where = f"{new.pod}: " if new.pod else ""
+        yield Note(new.cause, f"{where}{new.message}. {new.remedy}".replace("..", "."), warning=True)

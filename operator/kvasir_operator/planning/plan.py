@@ -1,0 +1,80 @@
+"""The plan: from what was observed to what is to be done. Pure; planning again on its outcome gives an empty plan."""
+
+import base64
+import hashlib
+import itertools
+from collections.abc import Iterable
+from datetime import datetime
+
+from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
+from kvasir_operator.planning.actions import Action, ApplyService, CreatePod, CreateSecret, DeletePod, Plan, Why
+from kvasir_operator.planning.drain import Departure, dismiss, drain
+from kvasir_operator.planning.gates import admit
+from kvasir_operator.planning.replicas import Decision, decide
+from kvasir_operator.planning.state import ObjectState, Pod, Snapshot, Stage
+from kvasir_operator.resources import names
+
+
+def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
+    """Decide everything that is to be done for one service at `now`.
+
+    - A service that is being deleted is left alone: owner references collect what it owns.
+    - With a spec that is not valid nothing is made or torn down; pods that exist go on serving.
+    - Else: what pods need, then gates that open, then pods that leave, then ended pods, then new pods.
+    """
+    if snapshot.meta.deletion_timestamp is not None:
+        return Plan()
+    if snapshot.spec is None or snapshot.errors:
+        return Plan(tuple(_admissions(pod for pod in snapshot.pods if pod.stays)))
+    return _plan_valid(snapshot, snapshot.spec, now)
+
+
+def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -> Plan:
+    decision = decide(snapshot, spec, now)
+    going = {pod.uid for pod, _ in decision.remove}
+    recalled = {pod.uid for pod in decision.recall}
+    staying = [pod for pod in snapshot.pods if (pod.stays and pod.uid not in going) or pod.uid in recalled]
+    leaving = [pod for pod in snapshot.pods if pod.stage is Stage.DRAINING and pod.uid not in recalled]
+    departures = [
+        *(dismiss(pod, why) for pod, why in decision.remove),
+        *(drain(pod, spec.drain.timeout.seconds, snapshot.timings, now) for pod in leaving),
+    ]
+    actions: list[Action] = [
+        *_needs(snapshot),
+        *_admissions(staying),
+        *(departure.action for departure in departures if departure.action is not None),
+        *(DeletePod(pod.name, pod.uid, Why.REPLACE) for pod in decision.clear),
+        *_creations(snapshot, decision),
+    ]
+    return Plan(tuple(actions), _earliest(decision, departures))
+
+
+def _needs(snapshot: Snapshot) -> Iterable[Action]:
+    if snapshot.secret is ObjectState.MISSING:
+        yield CreateSecret(Why.MISSING)
+    if snapshot.service is not ObjectState.CURRENT:
+        yield ApplyService(Why.MISSING if snapshot.service is ObjectState.MISSING else Why.OUTDATED)
+
+
+def _admissions(pods: Iterable[Pod]) -> Iterable[Action]:
+    return (action for pod in pods if (action := admit(pod)) is not None)
+
+
+def _creations(snapshot: Snapshot, decision: Decision) -> Iterable[CreatePod]:
+    """Give each newcomer the first name that is free, so that a create that is tried again hits the same name."""
+    free = (name for name in _pod_names(snapshot) if name not in snapshot.pod_names)
+    for newcomer, name in zip(decision.create, free, strict=False):
+        yield CreatePod(name, snapshot.revision, newcomer.why, newcomer.attempt, newcomer.replaces)
+
+
+def _pod_names(snapshot: Snapshot) -> Iterable[str]:
+    """The names of a revision's replicas, endless, always in the same order."""
+    for ordinal in itertools.count():
+        digest = hashlib.sha256(f"{snapshot.meta.uid}/{snapshot.revision}/{ordinal}".encode()).digest()
+        suffix = base64.b32encode(digest).decode().lower()[: names.SUFFIX_LENGTH]
+        yield names.pod_name(snapshot.meta.name, snapshot.revision, suffix)
+
+
+def _earliest(decision: Decision, departures: Iterable[Departure]) -> datetime | None:
+    dues = [decision.due, *(departure.due for departure in departures)]
+    return min((due for due in dues if due is not None), default=None)

@@ -1,0 +1,247 @@
+"""What was observed of one service, as plain values. Nothing here touches the network, nothing is ever changed.
+
+What could not be observed is `Unknown`, which is not zero: a pod that does not answer may be full of requests.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Final
+
+from kvasir_operator.api.field_errors import FieldError
+from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta
+from kvasir_operator.resources import names
+from kvasir_runtime.contract.admin_api import AdminState, Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Something that could not be observed, and why."""
+
+    reason: str
+
+
+NOT_ASKED: Final = Unknown("not asked")
+
+
+class PodPhase(StrEnum):
+    """`status.phase` of a pod."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class PodCondition:
+    """One entry of `status.conditions` of a pod; readiness gates are such entries too."""
+
+    status: str
+    reason: str = ""
+    message: str = ""
+    since: datetime | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.status == "True"
+
+
+@dataclass(frozen=True, slots=True)
+class Termination:
+    """How a container's process ended; `message` is what it left in its termination log."""
+
+    exit_code: int
+    reason: str = ""
+    message: str = ""
+    finished_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """One container of a pod: waiting (with a reason), running, or ended."""
+
+    name: str
+    init: bool = False
+    running: bool = False
+    ready: bool = False
+    restarts: int = 0
+    waiting_reason: str = ""
+    waiting_message: str = ""
+    ended: Termination | None = None
+    ended_before: Termination | None = None
+
+    @property
+    def last_end(self) -> Termination | None:
+        """How its latest process ended, the present one first."""
+        return self.ended or self.ended_before
+
+
+@dataclass(frozen=True, slots=True)
+class PodWarning:
+    """A Warning that Kubernetes recorded about a pod, such as FailedMount."""
+
+    reason: str
+    message: str
+
+
+class Stage(StrEnum):
+    """Where a pod stands in its life, as far as planning is concerned."""
+
+    STARTING = "Starting"
+    SERVING = "Serving"
+    UNREADY = "Unready"
+    DRAINING = "Draining"
+    FINISHED = "Finished"
+    LEAVING = "Leaving"
+
+
+DRAINING_REASON: Final = "Draining"
+"""Reason on the serving gate of a pod that is being emptied; its time is when that began."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """One pod of the service. `attempt` counts the failed pods that it follows, for the backoff."""
+
+    name: str
+    uid: str
+    revision: str
+    created_at: datetime
+    phase: PodPhase = PodPhase.PENDING
+    reason: str = ""
+    message: str = ""
+    deleting: bool = False
+    ip: str = ""
+    node: str = ""
+    attempt: int = 0
+    conditions: Mapping[str, PodCondition] = field(default_factory=dict)
+    containers: tuple[Container, ...] = ()
+    warnings: tuple[PodWarning, ...] = ()
+    runtime: AdminState | Unknown = NOT_ASKED
+
+    def condition(self, kind: str) -> PodCondition:
+        """That condition; status Unknown where it was never set."""
+        return self.conditions.get(kind, PodCondition("Unknown"))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the kubelet and all gates say so: it is among the endpoints."""
+        return self.condition("Ready").holds
+
+    @property
+    def serving_gate(self) -> PodCondition | None:
+        """None where it was never opened."""
+        return self.conditions.get(names.SERVING_GATE)
+
+    @property
+    def server(self) -> Container | None:
+        """The container that runs the engine; None until the kubelet speaks of it."""
+        return next((each for each in self.containers if each.name == names.RUNTIME_CONTAINER), None)
+
+    @property
+    def has_process(self) -> bool:
+        """Whether an engine may be running. False only when the kubelet says that there is none."""
+        server = self.server
+        return server.running if server is not None else bool(self.ip)
+
+    @property
+    def in_crash_loop(self) -> bool:
+        """Whether the kubelet waits before it starts the engine again, because it ended too often."""
+        server = self.server
+        return server is not None and server.waiting_reason == "CrashLoopBackOff"
+
+    @property
+    def serves_now(self) -> bool:
+        """Whether the engine itself said that it takes requests."""
+        runtime = self.runtime
+        return isinstance(runtime, AdminState) and runtime.startup.phase is Phase.SERVING and not runtime.draining
+
+    # | deletion asked | phase            | serving gate      | Ready | stage    |
+    # |----------------|------------------|-------------------|-------|----------|
+    # | yes            | any              | any               | any   | LEAVING  |
+    # | no             | Failed/Succeeded | any               | any   | FINISHED |
+    # | no             | other            | False by Draining | any   | DRAINING |
+    # | no             | other            | never set         | any   | STARTING |
+    # | no             | other            | True              | True  | SERVING  |
+    # | no             | other            | otherwise         |       | UNREADY  |
+    @property
+    def stage(self) -> Stage:
+        """The first line of the table above that holds."""
+        gate = self.serving_gate
+        if self.deleting:
+            return Stage.LEAVING
+        if self.phase in (PodPhase.FAILED, PodPhase.SUCCEEDED):
+            return Stage.FINISHED
+        if gate is None:
+            return Stage.STARTING
+        if not gate.holds and gate.reason == DRAINING_REASON:
+            return Stage.DRAINING
+        return Stage.SERVING if gate.holds and self.ready else Stage.UNREADY
+
+    @property
+    def stays(self) -> bool:
+        """Whether it counts as a replica: it serves, or is going to."""
+        return self.stage in (Stage.STARTING, Stage.SERVING, Stage.UNREADY)
+
+
+class ObjectState(StrEnum):
+    """How an object that the service needs compares with what it should be."""
+
+    MISSING = "missing"
+    OUTDATED = "outdated"
+    CURRENT = "current"
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A write that failed at the last try: what it was for, and what the API server or the pod said."""
+
+    action: str
+    pod: str
+    message: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Waits that planning knows of, in seconds."""
+
+    endpoint_settle: float = 3.0
+    """Between a pod's leaving the endpoints and its drain: kube-proxies apply the change within about a second."""
+    endpoint_settle_limit: float = 15.0
+    """When the kubelet does not confirm that the pod is unready, drain it all the same."""
+    backoff_base: float = 10.0
+    """Wait before the second replacement of pods that keep failing; doubled each time, as the kubelet does."""
+    backoff_limit: float = 300.0
+    """Longest such wait, the kubelet's own bound."""
+    backoff_reset: float = 600.0
+    """A pod that lived this long did not fail because of how it was made: the count starts anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that planning looks at: one service and what belongs to it.
+
+    `spec` is None where it could not be read; `revision` names the template that the spec asks for, and is empty then.
+    `taken_names` are pods that are not the service's own but have names that it might choose.
+    """
+
+    meta: ObjectMeta
+    spec: InferenceServiceSpec | None
+    status: InferenceServiceStatus
+    revision: str = ""
+    errors: tuple[FieldError, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    taken_names: frozenset[str] = frozenset()
+    service: ObjectState = ObjectState.MISSING
+    secret: ObjectState = ObjectState.MISSING
+    refusals: tuple[Refusal, ...] = ()
+    timings: Timings = Timings()
+
+    @property
+    def pod_names(self) -> frozenset[str]:
+        """Every name that a new pod cannot have."""
+        return self.taken_names | {pod.name for pod in self.pods}

@@ -1,0 +1,135 @@
+"""The status to be: computed whole from a snapshot, with what was known before where nothing new is known."""
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from kvasir_operator.api.conditions import Condition, drop_condition, set_condition
+from kvasir_operator.api.v1alpha1 import (
+    CapacityStatus,
+    InferenceServiceStatus,
+    LastFailure,
+    RevisionStatus,
+    Summary,
+)
+from kvasir_operator.planning.facts import Facts
+from kvasir_operator.planning.failures import Failure
+from kvasir_operator.planning.state import Pod, Snapshot, Stage
+from kvasir_operator.planning.verdicts import STICKY, VERDICTS
+from kvasir_operator.resources import names
+from kvasir_runtime.contract.admin_api import AdminState
+
+
+def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
+    """The status that tells what `snapshot` holds; equal to the present one when nothing changed."""
+    facts = Facts(snapshot)
+    meta, before = snapshot.meta, snapshot.status
+    return before.model_copy(
+        update={
+            "observed_generation": meta.generation,
+            "url": names.service_url(meta.name, meta.namespace),
+            "selector": names.selector_text(names.replica_selector(meta.name)),
+            "replicas": len(facts.staying),
+            "ready_replicas": len(facts.serving),
+            "updated_replicas": len(facts.updated) if snapshot.revision else before.updated_replicas,
+            "desired_replicas": before.desired_replicas if facts.wanted is None else facts.wanted,
+            "summary": _summary(facts),
+            "conditions": _conditions(facts, now),
+            "current_revision": _current_revision(facts),
+            "update_revision": snapshot.revision or before.update_revision,
+            "revisions": _revisions(facts),
+            "capacity": _capacity(facts),
+            "last_failure": _last_failure(facts.failure, before.last_failure, now),
+        }
+    )
+
+
+def _conditions(facts: Facts, now: datetime) -> list[Condition]:
+    conditions = facts.snapshot.status.conditions
+    generation = facts.snapshot.meta.generation
+    for kind, judge in VERDICTS.items():
+        verdict = judge(facts)
+        if verdict is not None:
+            conditions = set_condition(
+                conditions,
+                kind,
+                verdict.status,
+                verdict.reason,
+                verdict.message,
+                now=now,
+                observed_generation=generation,
+            )
+        elif kind not in STICKY:
+            conditions = drop_condition(conditions, kind)
+    return list(conditions)
+
+
+def _summary(facts: Facts) -> Summary:
+    """The columns of `kubectl get`."""
+    spec, before = facts.snapshot.spec, facts.snapshot.status.summary or Summary()
+    model = spec.model.source.uri.rstrip("/").rpartition("/")[2] if spec is not None else before.model
+    wanted = facts.wanted if facts.wanted is not None else facts.snapshot.status.desired_replicas
+    shown = "?" if wanted is None else wanted
+    return Summary(model=model, replicas=f"{len(facts.serving)}/{shown}", kv_cache=_kv_use(facts.serving))
+
+
+def _kv_use(pods: Iterable[Pod]) -> str:
+    """Mean share of KV blocks that running requests hold, over the replicas that answer; empty: unknown."""
+    shares = [
+        pod.runtime.kv.blocks_active / pod.runtime.kv.blocks_total
+        for pod in pods
+        if isinstance(pod.runtime, AdminState) and pod.runtime.kv is not None and pod.runtime.kv.blocks_total > 0
+    ]
+    return f"{100 * sum(shares) / len(shares):.0f}%" if shares else ""
+
+
+def _current_revision(facts: Facts) -> str | None:
+    """The revision that serves: the old one until its last pod has gone."""
+    before = facts.snapshot.status.current_revision
+    outdated = [pod.revision for pod in facts.outdated if pod.stays]
+    if not outdated:
+        return facts.snapshot.revision or before
+    return before if before in outdated else max(outdated, key=lambda revision: (outdated.count(revision), revision))
+
+
+def _revisions(facts: Facts) -> list[RevisionStatus]:
+    """Revisions that have pods, and the one that the spec asks for; numbers rise as they appear."""
+    before = {each.name: each for each in facts.snapshot.status.revisions}
+    present = {pod.revision for pod in facts.staying} | ({facts.snapshot.revision} - {""})
+    next_number = max((each.number for each in before.values()), default=0) + 1
+    found: list[RevisionStatus] = []
+    for name in sorted(present, key=lambda name: (before[name].number if name in before else next_number, name)):
+        pods = [pod for pod in facts.staying if pod.revision == name]
+        number = before[name].number if name in before else next_number
+        next_number = max(next_number, number + 1)
+        serving = sum(pod.stage is Stage.SERVING for pod in pods)
+        found.append(RevisionStatus(name=name, number=number, replicas=len(pods), ready_replicas=serving))
+    return found
+
+
+def _capacity(facts: Facts) -> CapacityStatus | None:
+    """What an engine measured; as before while none says anything."""
+    if facts.measured is None or facts.measured.capacity is None:
+        return facts.snapshot.status.capacity
+    got = facts.measured.capacity
+    return CapacityStatus(
+        weights=got.weights_bytes,
+        kv_bytes_per_token=got.kv_bytes_per_token,
+        kv_tokens=got.kv_tokens,
+        max_concurrent_sequences=got.max_concurrent_sequences,
+        source="measured",
+    )
+
+
+def _last_failure(failure: Failure | None, before: LastFailure | None, now: datetime) -> LastFailure | None:
+    """The latest failure stays when it is over; the same one keeps its time unless it happened again."""
+    if failure is None:
+        return before
+    same = before is not None and (before.pod, before.cause, before.message) == (
+        failure.pod,
+        failure.cause.value,
+        failure.message,
+    )
+    time = failure.time or (before.time if same and before is not None else now)
+    return LastFailure(
+        time=time, pod=failure.pod, cause=failure.cause.value, message=failure.message, remedy=failure.remedy
+    )

@@ -1,0 +1,249 @@
+"""The conditions of a service: for each its truth table, and the function that follows it line by line."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from kvasir_operator.api.conditions import ConditionStatus, ConditionType, Reason
+from kvasir_operator.planning.facts import Facts
+from kvasir_operator.planning.failures import TABLE
+from kvasir_operator.planning.state import Pod, Stage
+from kvasir_operator.resources import names
+from kvasir_runtime.contract.admin_api import AdminState, Phase
+from kvasir_runtime.contract.quantities import format_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a condition says. None in its place: the condition has nothing to say and is left out."""
+
+    status: ConditionStatus
+    reason: Reason
+    message: str
+
+
+# | spec    | wanted | serving     | failure | Ready | reason            |
+# |---------|--------|-------------|---------|-------|-------------------|
+# | invalid | any    | any         | any     | False | InvalidSpec       |
+# | valid   | 0      | any         | any     | False | ScaledToZero      |
+# | valid   | n      | n or more   | any     | True  | ReplicasReady     |
+# | valid   | n      | 1 to n - 1  | any     | True  | SomeReplicasReady |
+# | valid   | n      | 0           | none    | False | NoReplicasReady   |
+# | valid   | n      | 0           | yes     | False | its cause         |
+def ready(facts: Facts) -> Verdict:
+    """Ready: a request that is sent to the service is answered."""
+    wanted, serving = facts.wanted, len(facts.serving)
+    if not facts.valid or wanted is None:
+        return Verdict("False", Reason.INVALID_SPEC, "; ".join(map(str, facts.snapshot.errors)))
+    if wanted == 0:
+        return Verdict("False", Reason.SCALED_TO_ZERO, "no replicas are wanted")
+    if serving >= wanted:
+        return Verdict("True", Reason.REPLICAS_READY, f"{serving} of {wanted} replicas serve")
+    if serving > 0:
+        return Verdict("True", Reason.SOME_REPLICAS_READY, f"{serving} of {wanted} replicas serve{_because(facts)}")
+    if facts.failure is not None:
+        return Verdict("False", facts.failure.cause, _words(facts))
+    return Verdict("False", Reason.NO_REPLICAS_READY, f"0 of {wanted} replicas serve")
+
+
+# | spec    | failure of the model | newest revision            | ModelAvailable | reason        |
+# |---------|----------------------|----------------------------|----------------|---------------|
+# | invalid | any                  | any                        | as before      |               |
+# | valid   | any                  | an engine has loaded it    | True           | ModelLoaded   |
+# | valid   | yes                  | none has loaded it         | False          | its cause     |
+# | valid   | no                   | a pod fetches it           | Unknown        | FetchingModel |
+# | valid   | no                   | a pod loads it             | Unknown        | LoadingModel  |
+# | valid   | no                   | no pod has got so far      | as before      |               |
+def model_available(facts: Facts) -> Verdict | None:
+    """ModelAvailable: the model is where the spec says, whole and supported."""
+    loaded = [pod for pod in facts.updated if pod.serves_now or pod.stage is Stage.SERVING]
+    if loaded:
+        return Verdict("True", Reason.MODEL_LOADED, f"{loaded[0].name} has loaded the model")
+    failed = _failed_by(facts, ConditionType.MODEL_AVAILABLE)
+    if failed is not None:
+        return failed
+    steps = [_step(pod) for pod in facts.updated]
+    for reason in (Reason.FETCHING_MODEL, Reason.LOADING_MODEL):
+        if any(step == reason for step in steps):
+            return Verdict("Unknown", reason, _steps_text(facts))
+    return None
+
+
+# | an engine ran out of memory | an engine measured its capacity | CapacityFits | reason    |
+# |-----------------------------|---------------------------------|--------------|-----------|
+# | yes                         | any                             | False        | its cause |
+# | no                          | yes                             | True         | Fits      |
+# | no                          | no                              | left out     |           |
+def capacity_fits(facts: Facts) -> Verdict | None:
+    """CapacityFits: weights, KV cache and the rest fit into what a replica has."""
+    failed = _failed_by(facts, ConditionType.CAPACITY_FITS)
+    if failed is not None or facts.measured is None or facts.measured.capacity is None:
+        return failed
+    got = facts.measured.capacity
+    text = f"weights {format_bytes(got.weights_bytes)}, KV cache for {got.kv_tokens} tokens"
+    return Verdict("True", Reason.FITS, text)
+
+
+# | accelerator asked for | failure of devices | all pods have a node | AcceleratorAvailable | reason    |
+# |-----------------------|--------------------|----------------------|----------------------|-----------|
+# | no                    | any                | any                  | left out             |           |
+# | yes                   | yes                | any                  | False                | its cause |
+# | yes                   | no                 | yes, at least one    | True                 | Allocated |
+# | yes                   | no                 | no                   | left out             |           |
+def accelerator_available(facts: Facts) -> Verdict | None:
+    """AcceleratorAvailable: the devices that the replicas ask for are theirs."""
+    spec = facts.snapshot.spec
+    resource = spec.accelerator.resource() if spec is not None and spec.accelerator is not None else None
+    if resource is None:
+        return None
+    failed = _failed_by(facts, ConditionType.ACCELERATOR_AVAILABLE)
+    if failed is None and facts.staying and all(pod.node for pod in facts.staying):
+        return Verdict("True", Reason.ALLOCATED, f"{len(facts.staying)} replicas have their {resource}")
+    return failed
+
+
+# | spec    | pods                                        | failure | Progressing | reason           |
+# |---------|---------------------------------------------|---------|-------------|------------------|
+# | invalid | any                                         | any     | False       | InvalidSpec      |
+# | valid   | some do not serve                           | yes     | False       | its cause        |
+# | valid   | of an old revision                          | no      | True        | RollingOut       |
+# | valid   | fewer than wanted                           | any     | True        | CreatingReplicas |
+# | valid   | some do not serve yet                       | no      | True        | what they do     |
+# | valid   | some drain                                  | any     | True        | Draining         |
+# | valid   | more than wanted                            | any     | True        | RemovingReplicas |
+# | valid   | as wanted                                   | any     | False       | Converged        |
+def progressing(facts: Facts) -> Verdict:
+    """Progressing: the service is on its way to what the spec asks for."""
+    if not facts.valid or facts.wanted is None:
+        return Verdict("False", Reason.INVALID_SPEC, "nothing is made or removed until the spec is valid")
+    if facts.failure is not None and (facts.waiting or not facts.staying) and facts.wanted > 0:
+        return Verdict("False", facts.failure.cause, _words(facts))
+    moving = _coming(facts, facts.wanted) or _going(facts, facts.wanted)
+    return moving or Verdict(
+        "False", Reason.CONVERGED, f"{facts.wanted} of {facts.wanted} replicas are as the spec asks"
+    )
+
+
+def _coming(facts: Facts, wanted: int) -> Verdict | None:
+    if facts.outdated:
+        text = f"{len(facts.updated)} of {wanted} replicas are of the newest revision"
+        return Verdict("True", Reason.ROLLING_OUT, text)
+    if len(facts.staying) < wanted:
+        return Verdict("True", Reason.CREATING_REPLICAS, f"{len(facts.staying)} of {wanted} replicas exist")
+    if facts.waiting:
+        return Verdict("True", _step(facts.waiting[0]), _steps_text(facts))
+    return None
+
+
+def _going(facts: Facts, wanted: int) -> Verdict | None:
+    if facts.draining:
+        return Verdict("True", Reason.DRAINING, f"{_name_list(facts.draining)} finish their requests")
+    if len(facts.staying) > wanted:
+        return Verdict("True", Reason.REMOVING_REPLICAS, f"{len(facts.staying)} replicas exist, {wanted} wanted")
+    return None
+
+
+# | adapters asked for | AdaptersReady | reason          |
+# |--------------------|---------------|-----------------|
+# | no                 | left out      |                 |
+# | yes                | False         | AdaptersLoading |
+def adapters_ready(facts: Facts) -> Verdict | None:
+    """AdaptersReady: every adapter can be asked for. The operator does not load them yet, and says so."""
+    spec = facts.snapshot.spec
+    if spec is None or not spec.adapters:
+        return None
+    return Verdict("False", Reason.ADAPTERS_LOADING, "spec.adapters is not acted on by this version of the operator")
+
+
+# | scaling asked for | ScalingActive | reason         |
+# |-------------------|---------------|----------------|
+# | no                | left out      |                |
+# | yes               | False         | ScalingBounded |
+def scaling_active(facts: Facts) -> Verdict | None:
+    """ScalingActive: load decides how many replicas there are. Until it does, only the bounds are kept."""
+    spec = facts.snapshot.spec
+    if spec is None or spec.scaling is None:
+        return None
+    bounds = f"{spec.scaling.min_replicas} to {spec.scaling.max_replicas}"
+    text = f"replicas are kept within {bounds}; this version of the operator does not act on load"
+    return Verdict("False", Reason.SCALING_BOUNDED, text)
+
+
+# | failure | Degraded | reason    |
+# |---------|----------|-----------|
+# | yes     | True     | its cause |
+# | no      | False    | Healthy   |
+def degraded(facts: Facts) -> Verdict:
+    """Degraded: something failed that somebody should look at."""
+    if facts.failure is None:
+        return Verdict("False", Reason.HEALTHY, "")
+    return Verdict("True", facts.failure.cause, _words(facts))
+
+
+VERDICTS: Final[Mapping[ConditionType, Callable[[Facts], Verdict | None]]] = {
+    ConditionType.READY: ready,
+    ConditionType.MODEL_AVAILABLE: model_available,
+    ConditionType.CAPACITY_FITS: capacity_fits,
+    ConditionType.ACCELERATOR_AVAILABLE: accelerator_available,
+    ConditionType.PROGRESSING: progressing,
+    ConditionType.ADAPTERS_READY: adapters_ready,
+    ConditionType.SCALING_ACTIVE: scaling_active,
+    ConditionType.DEGRADED: degraded,
+}
+
+STICKY: Final = frozenset({ConditionType.MODEL_AVAILABLE})
+"""Conditions that stay as they were while nothing new is known."""
+
+
+def _failed_by(facts: Facts, kind: ConditionType) -> Verdict | None:
+    """The failure, if it is one that makes this condition false."""
+    if facts.failure is None or TABLE[facts.failure.cause].condition is not kind:
+        return None
+    return Verdict("False", facts.failure.cause, _words(facts))
+
+
+def _words(facts: Facts) -> str:
+    """The failure for people: which pod, what happened, what to do."""
+    failure = facts.failure
+    assert failure is not None
+    where = f"{failure.pod}: " if failure.pod else ""
+    return f"{where}{failure.message}. {failure.remedy}".replace("..", ".")
+
+
+def _because(facts: Facts) -> str:
+    return f"; {_words(facts)}" if facts.failure is not None else ""
+
+
+def _name_list(pods: list[Pod]) -> str:
+    return ", ".join(sorted(pod.name for pod in pods))
+
+
+def _step(pod: Pod) -> Reason:
+    """What a pod does that does not serve yet."""
+    if any(each.init and each.running for each in pod.containers):
+        return Reason.FETCHING_MODEL
+    if isinstance(pod.runtime, AdminState) and pod.runtime.startup.phase is Phase.WARMING:
+        return Reason.WARMING
+    server = pod.server
+    return Reason.LOADING_MODEL if server is not None and server.running else Reason.CREATING_REPLICAS
+
+
+def _steps_text(facts: Facts) -> str:
+    return ", ".join(_step_text(pod) for pod in sorted(facts.waiting, key=lambda pod: pod.name)[:5])
+
+
+def _step_text(pod: Pod) -> str:
+    """`tiny-x7k2p: Loading 40%`. Progress is told in tenths, so that it does not change with every look."""
+    if isinstance(pod.runtime, AdminState):
+        startup = pod.runtime.startup
+        return f"{pod.name}: {startup.phase} {int(startup.progress * 10) * 10}%"
+    if not pod.node:
+        return f"{pod.name}: waits for a node"
+    return f"{pod.name}: {_STEP_WORDS.get(_step(pod), 'starts')} on {pod.node}"
+
+
+_STEP_WORDS: Final = {
+    Reason.FETCHING_MODEL: f"container {names.FETCH_CONTAINER} runs",
+    Reason.LOADING_MODEL: "engine starts",
+    Reason.CREATING_REPLICAS: "containers are made",
+}
