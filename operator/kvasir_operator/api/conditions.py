@@ -6,11 +6,14 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from kvasir_operator.api.base import ApiModel, Time
+
+REASON_PATTERN: Final = r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$"
+"""What the schema demands of types and reasons is no list: it must admit those of a newer operator."""
 
 ConditionStatus = Literal["True", "False", "Unknown"]
 
@@ -107,9 +110,13 @@ class Reason(StrEnum):
 class Condition(ApiModel):
     """One aspect of the service's state, as `metav1.Condition`."""
 
-    type: ConditionType = Field(description="Aspect that the condition speaks of.")
+    type: Annotated[ConditionType, WithJsonSchema({"type": "string", "maxLength": 316})] = Field(
+        description="Aspect that the condition speaks of."
+    )
     status: ConditionStatus = Field(description="Whether it holds.")
-    reason: Reason = Field(description="Why, in one word that programs may rely on.")
+    reason: Annotated[Reason, WithJsonSchema({"type": "string", "maxLength": 1024, "pattern": REASON_PATTERN})] = Field(
+        description="Why, in one word that programs may rely on."
+    )
     message: str = Field(default="", max_length=32_768, description="Why, in words that a person can act on.")
     last_transition_time: Time = Field(description="When the status last changed.")
     observed_generation: int | None = Field(

@@ -7,6 +7,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from kvasir_operator.api.base import DURATION_PATTERN, QUANTITY_PATTERN
+from kvasir_operator.api.model import SOURCE_PATTERN
+
 _SHOWN_LENGTH: Final = 120
 
 
@@ -43,7 +46,7 @@ def problem_of(error: Mapping[str, Any]) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "missing":
         return "is required"
-    wanted = _WANTED.get(kind)
+    wanted = _MEANT.get(context.get("pattern", "")) or _WANTED.get(kind)
     if wanted is None:
         return _own_words(error)
     return f"must be {wanted.format(**context)}, got {show(error['input'])}"
@@ -60,6 +63,13 @@ def _own_words(error: Mapping[str, Any]) -> str:
     cause = error.get("ctx", {}).get("error")
     return str(cause) if cause is not None else f"{error['msg']}, got {show(error['input'])}"
 
+
+_MEANT: Final = {
+    DURATION_PATTERN: "a duration such as 90s, 5m or 1h30m",
+    QUANTITY_PATTERN: "a byte count such as 512Mi, 8Gi or 2G",
+    SOURCE_PATTERN: "an address that begins with s3://, hf://, pvc://, https:// or file:///",
+}
+"""What patterns stand for, where an expression helps nobody."""
 
 _WANTED: Final = {
     "greater_than_equal": "at least {ge}",

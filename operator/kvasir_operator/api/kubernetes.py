@@ -13,11 +13,11 @@ from pydantic import Field, WithJsonSchema
 
 from kvasir_operator.api.base import ApiModel, Time
 
-AMOUNT_PATTERN: Final = r"^(?P<number>[0-9]+(\.[0-9]*)?|\.[0-9]+)(?P<unit>[KMGTPE]i|[numkMGTPE]|[eE]-?[0-9]{1,2})?$"
+AMOUNT_PATTERN: Final = r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE]-?[0-9]{1,2})?$"
 _POWERS: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
-_BINARY: Final[dict[str, int]] = {unit: 1024**power for power, unit in enumerate(("Ki", "Mi", "Gi", "Ti", "Pi", "Ei"), start=1)}
+_BINARY: Final = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "Pi": 2**50, "Ei": 2**60}
 
-IntOrString = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True})]
+IntOrString = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True, "pattern": AMOUNT_PATTERN})]
 """A quantity such as `2`, `500m` or `8Gi`."""
 
 FreeObject = Annotated[dict[str, Any], WithJsonSchema({"type": "object", "x-kubernetes-preserve-unknown-fields": True})]
@@ -33,9 +33,9 @@ def parse_quantity(amount: int | str) -> Decimal | None:
     match = re.fullmatch(AMOUNT_PATTERN, str(amount))
     if match is None:
         return None
-    number, unit = Decimal(match["number"]), str(match["unit"] or "")
+    number, unit = Decimal(match[1]), match[3] or ""
     if unit in _BINARY:
-        return number * Decimal(_BINARY[unit])
+        return number * _BINARY[unit]
     return number.scaleb(_POWERS[unit] if unit in _POWERS else int(unit[1:] or "0"))
 
 

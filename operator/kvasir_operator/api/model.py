@@ -138,7 +138,12 @@ class EngineSpec(ApiModel):
         default=None,
         description="Who runs first: fcfs in order of arrival, priority by each request's `priority`. Unset: fcfs.",
     )
-    env: list[EnvVar] = Field(default=[], description="Further environment variables of the runtime's container.")
+    env: list[EnvVar] = Field(
+        default=[],
+        max_length=256,
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        description="Further environment variables of the pod's containers.",
+    )
     extra_args: list[str] = Field(
         default=[],
         max_length=64,

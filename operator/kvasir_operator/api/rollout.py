@@ -90,7 +90,8 @@ class RouterSpec(ApiModel):
     """The entry point in front of the replicas."""
 
     enabled: bool = Field(
-        default=True, description="Whether requests pass through the router. Not acted on yet: none is started."
+        default=True,
+        description="Whether requests pass through the router, not straight to the replicas. Not acted on yet.",
     )
     policy: Literal["PrefixAffinity", "LeastLoad", "RoundRobin"] = Field(
         default="PrefixAffinity",
