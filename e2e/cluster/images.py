@@ -1,0 +1,203 @@
+"""Puts images into the node's containerd without a registry; an image that is there already is not sent again."""
+
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from e2e.cluster import shell
+from e2e.cluster.errors import ClusterError, UsageError
+from e2e.cluster.layout import PAUSE_IMAGE
+
+PAUSE_SOURCE = r"""
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+/* Holds a pod's namespaces; as process 1 of a shared PID namespace it also reaps orphans. */
+static void stop(int number) { (void)number; _exit(0); }
+static void reap(int number) { (void)number; while (waitpid(-1, 0, WNOHANG) > 0) {} }
+
+int main(void) {
+  struct sigaction stopping = {.sa_handler = stop}, reaping = {.sa_handler = reap, .sa_flags = SA_NOCLDSTOP};
+  sigaction(SIGTERM, &stopping, 0);
+  sigaction(SIGINT, &stopping, 0);
+  sigaction(SIGCHLD, &reaping, 0);
+  for (;;) pause();
+}
+"""
+
+
+@dataclass(frozen=True)
+class Containerd:
+    """The node's containerd, as seen through its socket."""
+
+    ctr: Path
+    socket: Path
+
+    def command(self, *arguments: str | Path) -> str:
+        return shell.run([self.ctr, "--address", self.socket, "--namespace", "k8s.io", *arguments])
+
+    def image_id(self, reference: str) -> str | None:
+        """The digest of the image's configuration (what docker calls its id), or None when it is not there."""
+        lines = self.command("images", "list", f"name=={reference}").splitlines()[1:]
+        if not lines:
+            return None
+        manifest = json.loads(self.command("content", "get", lines[0].split()[2]))
+        if "manifests" in manifest:  # an index: of several platforms, the first is as good as any for comparing
+            manifest = json.loads(self.command("content", "get", manifest["manifests"][0]["digest"]))
+        return str(manifest["config"]["digest"])
+
+    def load(self, archive: Path) -> None:
+        self.command("images", "import", archive)
+
+
+def full_reference(name: str) -> str:
+    """The name as containerd keeps it: `kvasir` is `docker.io/library/kvasir:latest`."""
+    first, slash, _ = name.partition("/")
+    if not slash:
+        name = f"docker.io/library/{name}"
+    elif not ("." in first or ":" in first or first == "localhost"):
+        name = f"docker.io/{name}"
+    return name if ":" in name.rsplit("/", 1)[1] or "@" in name else f"{name}:latest"
+
+
+def archive_images(archive: Path) -> dict[str, str]:
+    """The references in a docker archive and the id of each.
+
+    Raises:
+        UsageError: it is not an archive as `docker save` and `buildah push docker-archive:` write it.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            member = tar.extractfile("manifest.json")
+            entries = json.loads(member.read()) if member else []
+            configs = {entry["Config"]: _digest(tar, entry["Config"]) for entry in entries}
+    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
+        raise UsageError(f"{archive}: not a docker archive (`docker save`): {error}") from error
+    return {full_reference(tag): configs[entry["Config"]] for entry in entries for tag in entry["RepoTags"] or []}
+
+
+def _digest(tar: tarfile.TarFile, name: str) -> str:
+    member = tar.extractfile(name)
+    if member is None:
+        raise KeyError(name)
+    return "sha256:" + hashlib.sha256(member.read()).hexdigest()
+
+
+def load(node: Containerd, image: str) -> str:
+    """Loads a name from the local builders' storage, or an archive; returns what was done, for people.
+
+    Raises:
+        UsageError: the image is nowhere, or the archive is none.
+    """
+    if Path(image).is_file():
+        return _load_archive(node, Path(image))
+    builder, identity = find_local(image)
+    if node.image_id(full_reference(image)) == identity:
+        return f"{image}: the same image is there already"
+    with tempfile.TemporaryDirectory(prefix="kvasir-image-", dir="/var/tmp") as folder:
+        archive = Path(folder, "image.tar")
+        save(builder, image, archive)
+        node.load(archive)
+    return f"{image}: loaded from {builder}"
+
+
+def _load_archive(node: Containerd, archive: Path) -> str:
+    images = archive_images(archive)
+    if not images:
+        raise UsageError(f"{archive}: holds no named image; save it by name, not by id")
+    names = ", ".join(images)
+    if all(node.image_id(reference) == identity for reference, identity in images.items()):
+        return f"{names}: the same image is there already"
+    node.load(archive)
+    return f"{names}: loaded"
+
+
+INSPECT = {
+    "buildah": ["buildah", "inspect", "--type", "image", "--format", "{{.FromImageID}}"],
+    "podman": ["podman", "image", "inspect", "--format", "{{.Id}}"],
+    "docker": ["docker", "image", "inspect", "--format", "{{.Id}}"],
+}
+
+
+def find_local(image: str) -> tuple[str, str]:
+    """The builder that has the image, and the image's id.
+
+    Raises:
+        UsageError: no builder on this machine has it; names those that were asked.
+    """
+    present = [builder for builder in INSPECT if shutil.which(builder)]
+    for builder in present:
+        done = subprocess.run([*INSPECT[builder], image], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return builder, "sha256:" + done.stdout.strip().removeprefix("sha256:")
+    asked = ", ".join(present) or "none of buildah, podman and docker is installed"
+    raise UsageError(f"no image {image!r} here (asked: {asked}) and no file of that name")
+
+
+def save(builder: str, image: str, archive: Path) -> None:
+    """Writes the image as a docker archive under the very name that pods use."""
+    if builder == "buildah":
+        shell.run(["buildah", "push", image, f"docker-archive:{archive}:{full_reference(image)}"])
+    elif builder == "podman":
+        shell.run(["podman", "save", "--format", "docker-archive", "--output", archive, image])
+    else:
+        shell.run(["docker", "save", "--output", archive, image])
+
+
+def pause_archive(cache: Path) -> Path:
+    """The pause image: one static program in an image made from nothing; built once.
+
+    Raises:
+        ClusterError: the compiler is missing or failed.
+    """
+    archive = cache / "pause" / "pause.tar"
+    if not archive.exists():
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            source, program = Path(folder, "pause.c"), Path(folder, "pause")
+            source.write_text(PAUSE_SOURCE)
+            shell.run(["gcc", "-Os", "-static", "-s", "-o", program, source])
+            draft = archive.with_suffix(".new")
+            write_archive(draft, PAUSE_IMAGE, {"pause": program.read_bytes()}, ["/pause"])
+            draft.replace(archive)
+    return archive
+
+
+def write_archive(path: Path, reference: str, files: dict[str, bytes], entrypoint: list[str]) -> None:
+    """Writes a docker archive with one layer of executable files: the same bytes for the same input."""
+    layer = _tar({name: (content, 0o755) for name, content in files.items()})
+    config = {
+        "architecture": "amd64" if _machine() == "x86_64" else "arm64",
+        "os": "linux",
+        "config": {"Entrypoint": entrypoint, "User": "65535:65535"},
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]},
+    }
+    blob = json.dumps(config, sort_keys=True).encode()
+    name = hashlib.sha256(blob).hexdigest() + ".json"
+    manifest = json.dumps([{"Config": name, "RepoTags": [reference], "Layers": ["layer.tar"]}]).encode()
+    members = {name: (blob, 0o644), "layer.tar": (layer, 0o644), "manifest.json": (manifest, 0o644)}
+    path.write_bytes(_tar(members))
+
+
+def _machine() -> str:
+    machine = shell.run(["uname", "-m"]).strip()
+    if machine not in ("x86_64", "aarch64"):
+        raise ClusterError(f"{machine}: only x86_64 and aarch64 machines are known here")
+    return machine
+
+
+def _tar(files: dict[str, tuple[bytes, int]]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, (content, mode) in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(content), mode
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()

@@ -1,0 +1,81 @@
+"""Looks for anything that a cluster has left on the machine. `down` cleans with the same eyes that it checks with."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from e2e.cluster import cgroups, network, processes
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.layout import NODE_FOLDERS, SLOTS, Addresses, Layout
+from e2e.cluster.record import read_record
+
+
+def leftovers(layout: Layout) -> list[str]:
+    """What is left of the cluster, one line each; empty when the machine is as before `up`."""
+    return [line for look in (_processes, _cgroups, _network, _mounts, _folders) for line in look(layout)]
+
+
+def _processes(layout: Layout) -> Iterator[str]:
+    for process in processes.cluster_processes(layout.state):
+        yield f"process {process.pid} ({process.component})"
+    for pid in sorted(cgroups.members(layout.cgroup)):
+        yield f"process {pid} in cgroup {layout.cgroup}"
+
+
+def _cgroups(layout: Layout) -> Iterator[str]:
+    for folder in cgroups.folders(layout.cgroup):
+        yield f"cgroup {folder}"
+
+
+def _network(layout: Layout) -> Iterator[str]:
+    record = read_record(layout)
+    if record and network.interface_exists(Addresses(record.slot)):
+        yield f"interface {Addresses(record.slot).interface}"
+    for table, rule in network.machine_rules(layout):
+        yield f"iptables rule in {table}: {' '.join(rule[1:])}"
+
+
+def _mounts(layout: Layout) -> Iterator[str]:
+    for target in mounts_below([layout.state, layout.run]):
+        yield f"mount {target}"
+
+
+def _folders(layout: Layout) -> Iterator[str]:
+    for folder in (layout.state, layout.run):
+        if folder.exists():
+            yield f"folder {folder}"
+
+
+def mounts_below(folders: list[Path]) -> list[str]:
+    """Mount points of this mount namespace at or below the folders, deepest first."""
+    targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    inside = [t for t in targets if any(Path(t) == folder or folder in Path(t).parents for folder in folders)]
+    return sorted(inside, key=len, reverse=True)
+
+
+def clean(layout: Layout) -> int:
+    """Removes everything of the cluster, whatever state it is in; returns the number of processes it ended.
+
+    Raises:
+        ClusterError: something cannot be removed; says what.
+    """
+    record = read_record(layout)
+    ended = processes.end_all(layout.state)
+    network.disconnect(layout, Addresses(record.slot) if record else None)
+    cgroups.remove(layout.cgroup)
+    if mounts := mounts_below([layout.state, layout.run]):
+        raise ClusterError(f"something is mounted inside the cluster's folders; unmount it first: {', '.join(mounts)}")
+    for folder in (layout.run, layout.state):
+        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+    _remove_mount_points()
+    return ended
+
+
+def _remove_mount_points() -> None:
+    """The system folders that were made to be mounted on, where nothing uses them: no other cluster, no content."""
+    if any(network.interface_exists(Addresses(slot)) for slot in range(SLOTS)):
+        return
+    for name in NODE_FOLDERS:
+        with contextlib.suppress(OSError):  # not empty, so it is somebody's, or it is not there
+            Path(name).rmdir()

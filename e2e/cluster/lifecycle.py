@@ -1,0 +1,170 @@
+"""`up` and `down` of a cluster that is made here."""
+
+import fcntl
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from e2e.cluster import bootstrap, build, cgroups, images, leftovers, network, node, packages, processes
+from e2e.cluster.api import Api
+from e2e.cluster.errors import ClusterError
+from e2e.cluster.flags import NodeFacts, Spec, Tools
+from e2e.cluster.layout import Layout
+from e2e.cluster.progress import Progress
+from e2e.cluster.record import Record, read_record, write_record
+from e2e.cluster.versions import KubeVersion, binaries_version
+
+
+@contextmanager
+def locked(layout: Layout, progress: Progress) -> Iterator[None]:
+    """One `up` or `down` of a cluster at a time; the lock goes with the process that holds it."""
+    layout.cache.mkdir(parents=True, exist_ok=True)
+    with layout.lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say("another `up` or `down` of this cluster is under way: waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def up(layout: Layout, binaries: Path | None, progress: Progress) -> None:
+    """Makes the cluster, or does nothing when it is there already in the wanted version.
+
+    Raises:
+        ClusterError: with what failed, what the component's log says last, and what to do.
+    """
+    packages.check_machine()
+    with locked(layout, progress):
+        tools = _prepare(layout, binaries, progress)
+        folder = (binaries or build.built_folder(layout.cache)).resolve()
+        version = binaries_version(folder)
+        if _is_up(layout, folder):
+            progress.say(f"already up: Kubernetes {version}, kubeconfig {layout.kubeconfig}")
+            return
+        if leftovers.leftovers(layout):
+            with progress.step("clean what an earlier cluster left"):
+                leftovers.clean(layout)
+        spec = Spec(layout, network.free_slot(), version, folder, tools, node_facts(layout))
+        _make(spec, progress)
+        progress.say(f"up after {progress.elapsed}: export KUBECONFIG={layout.kubeconfig}")
+
+
+def _prepare(layout: Layout, binaries: Path | None, progress: Progress) -> Tools:
+    """Everything that is fetched or built once."""
+    if needed := packages.missing(packages.RUN_PROGRAMS):
+        with progress.step(f"install {', '.join(needed)}"):
+            packages.install(needed)
+    tools = packages.unpacked_tools(layout.cache)
+    if tools is None:
+        with progress.step(f"unpack {', '.join(packages.UNPACKED)}"):
+            tools = packages.unpack_tools(layout.cache)
+    if binaries is None and not build.is_built(layout.cache):
+        build.build(layout.cache, progress)
+    images.pause_archive(layout.cache)
+    return tools
+
+
+def _is_up(layout: Layout, binaries: Path) -> bool:
+    record = read_record(layout)
+    if not record or not record.complete or record.binaries != str(binaries) or not layout.kubeconfig.exists():
+        return False
+    if "supervisor" not in processes.components(processes.cluster_processes(layout.state)):
+        return False
+    with Api.from_kubeconfig(layout.kubeconfig) as api:
+        return api.text("/readyz") == "ok" and bootstrap.node_usable(api.find(f"/api/v1/nodes/{layout.node_name}"))
+
+
+def node_facts(layout: Layout) -> NodeFacts:
+    """Asks the machine what it allows."""
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.split("CapEff:")[1].split()[0], 16)
+    layout.cache.mkdir(parents=True, exist_ok=True)
+    return NodeFacts(
+        cgroup_v2=cgroups.is_v2(),
+        may_lower_oom_score=bool(capabilities >> 24 & 1),
+        snapshotter="native" if file_system(layout.cache) in ("overlay", "nfs", "nfs4", "fuse") else "overlayfs",
+    )
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that holds a folder."""
+    best, kind = "", "unknown"
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, right = line.split(" - ", 1)
+        target = left.split()[4]
+        if (folder == Path(target) or Path(target) in folder.parents) and len(target) >= len(best):
+            best, kind = target, right.split()[0]
+    return kind
+
+
+def _make(spec: Spec, progress: Progress) -> None:
+    layout = spec.layout
+    record = Record(spec.addresses.slot, str(spec.version), str(spec.binaries))
+    try:
+        with progress.step("write certificates and configuration"):
+            write_record(layout, record)
+            node.write_files(spec)
+            plan = node.write_plan(spec)
+        with progress.step(f"start Kubernetes {spec.version}"):
+            node.start(spec, plan)
+            _wait_for_control_plane(spec)
+        with progress.step("wait for the node"):
+            _wait_until_usable(spec)
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{failing_logs(layout)}") from error
+    shutil.copyfile(layout.config / "admin.kubeconfig", layout.kubeconfig)
+    layout.kubeconfig.chmod(0o600)
+    write_record(layout, Record(**{**record.__dict__, "complete": True}))
+
+
+def _wait_for_control_plane(spec: Spec) -> None:
+    with ThreadPoolExecutor(1) as background, _admin(spec) as api:
+        pause = background.submit(_load_pause, spec)
+        bootstrap.wait_for_api(api)
+        bootstrap.apply_bootstrap(api, spec)
+        pause.result()
+
+
+def _load_pause(spec: Spec) -> None:
+    node.wait_for_containerd(spec)
+    images.Containerd(spec.tools.ctr, spec.layout.containerd_socket).load(images.pause_archive(spec.layout.cache))
+
+
+def _wait_until_usable(spec: Spec) -> None:
+    with _admin(spec) as api:
+        bootstrap.wait_for_node(api, spec)
+        bootstrap.wait_for_service_accounts(api)
+
+
+def _admin(spec: Spec) -> Api:
+    return Api.from_kubeconfig(spec.layout.config / "admin.kubeconfig")
+
+
+def failing_logs(layout: Layout, lines: int = 8) -> str:
+    """The last lines of the logs of components that are not running (of all, when all are running)."""
+    running = processes.components(processes.cluster_processes(layout.state))
+    logs = sorted(layout.logs.glob("*.log")) if layout.logs.exists() else []
+    chosen = [log for log in logs if log.stem not in running] or logs
+    tails = [f"--- {log}\n" + "\n".join(log.read_text(errors="replace").splitlines()[-lines:]) for log in chosen]
+    return "\n".join(tails)
+
+
+def down(layout: Layout, progress: Progress) -> None:
+    """Takes the cluster down and verifies that nothing is left.
+
+    Raises:
+        ClusterError: something is left; lists it.
+    """
+    packages.check_machine()
+    with locked(layout, progress):
+        if not leftovers.leftovers(layout):
+            progress.say("no cluster here: nothing to do")
+            return
+        with progress.step("take the cluster down") as step:
+            step.note = f"{leftovers.clean(layout)} processes ended"
+        if remaining := leftovers.leftovers(layout):
+            raise ClusterError("left behind:\n  " + "\n  ".join(remaining))
+        progress.say("nothing is left of the cluster; built programs stay in the cache")
