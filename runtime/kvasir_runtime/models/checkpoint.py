@@ -79,7 +79,7 @@ class Checkpoint:
             names = sorted(self._unread)
             raise KvasirError(
                 Cause.MODEL_UNSUPPORTED,
-                f"{self.folder}: {len(names)} tensors have no place in this architecture, such as {', '.join(names[:3])}",
+                f"{self.folder}: {len(names)} tensors have no place in this architecture: {', '.join(names[:3])} …",
                 "the checkpoint has parts that config.json does not announce",
                 tensors=names[:50],
             )

@@ -1,13 +1,17 @@
 """`config.json` of a model folder, read into types. Families add what is theirs; what nobody knows is refused."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
 
 T = TypeVar("T")
+
+ACTIVATIONS: Final = ("silu", "gelu_pytorch_tanh")
+"""Those that `layers.activation` has in gated form."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,6 @@ class DecoderConfig:
     qk_norm: bool = False
     norm_offset: float = 0.0
     """Added to each norm's weight (1 in Gemma)."""
-    sandwich_norms: bool = False
-    """Norms after attention and MLP as well as before (Gemma 2 and 3)."""
     attention_softcap: float | None = None
     final_softcap: float | None = None
     embedding_scale: float = 1.0
@@ -186,7 +188,25 @@ def decoder_config(hf: HFConfig, **overrides: Any) -> DecoderConfig:
     }
     if "rope" not in overrides:
         fields["rope"] = rope_config(hf)
-    return DecoderConfig(**(fields | overrides))
+    config = DecoderConfig(**(fields | overrides))
+    if config.activation not in ACTIVATIONS:
+        raise hf.refuse("hidden_activation" if "activation" in overrides else "hidden_act", ", ".join(ACTIVATIONS))
+    return config
+
+
+def windows_by_layer(hf: HFConfig, window: int | None, default: Sequence[bool]) -> tuple[int | None, ...]:
+    """Each layer's sliding window: by `layer_types` where config.json has them, else where `default` says so."""
+    types = hf.values.get("layer_types")
+    if types is None:
+        sliding = list(default)
+    else:
+        known = {"sliding_attention": True, "full_attention": False}
+        if not isinstance(types, list) or len(types) != len(default) or not set(types) <= set(known):
+            raise hf.refuse("layer_types", f"{len(default)} of {', '.join(known)}")
+        sliding = [known[kind] for kind in types]
+    if any(sliding) and window is None:
+        raise KvasirError(Cause.MODEL_INVALID, f"{hf.source}: sliding_window is missing")
+    return tuple(window if slides else None for slides in sliding)
 
 
 def eos_token_ids(folder: Path, hf: HFConfig) -> frozenset[int]:

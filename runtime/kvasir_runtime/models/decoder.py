@@ -12,7 +12,7 @@ from kvasir_runtime.attention.backend import AttentionBackend
 from kvasir_runtime.attention.metadata import AttentionMetadata
 from kvasir_runtime.layers.attention import Attention
 from kvasir_runtime.layers.linear import LoadContext
-from kvasir_runtime.layers.mlp import GatedMLP
+from kvasir_runtime.layers.mlp import FeedForward, GatedMLP
 from kvasir_runtime.layers.norm import RMSNorm
 from kvasir_runtime.layers.rotary import cos_sin_table
 from kvasir_runtime.models.config import DecoderConfig, RopeConfig
@@ -30,20 +30,23 @@ class DecoderLayer:
         self.mlp_norm = load_norm(config, load, f"{prefix}.post_attention_layernorm")
         self.mlp = self.make_mlp(config, load, prefix)
 
-    def make_mlp(self, config: DecoderConfig, load: LoadContext, prefix: str) -> GatedMLP:
+    def make_mlp(self, config: DecoderConfig, load: LoadContext, prefix: str) -> FeedForward:
         return GatedMLP(config, load, f"{prefix}.mlp")
 
     def __call__(
         self, x_TD: Tensor, residual_TD: Tensor | None, kv_2BKSC: Tensor, step: AttentionMetadata
     ) -> tuple[Tensor, Tensor]:
         """Takes and returns (the last block's output, the residual stream before it): the next norm adds them."""
-        if residual_TD is None:
-            normed_TD, residual_TD = self.attention_norm(x_TD), x_TD
-        else:
-            normed_TD, residual_TD = self.attention_norm.add_and_norm(x_TD, residual_TD)
+        normed_TD, residual_TD = self.enter(x_TD, residual_TD)
         attended_TD = self.attention(normed_TD, kv_2BKSC, step)
         normed_TD, residual_TD = self.mlp_norm.add_and_norm(attended_TD, residual_TD)
         return self.mlp(normed_TD), residual_TD
+
+    def enter(self, x_TD: Tensor, residual_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The layer's first norm, after adding what the layer before left to be added."""
+        if residual_TD is None:
+            return self.attention_norm(x_TD), x_TD
+        return self.attention_norm.add_and_norm(x_TD, residual_TD)
 
 
 class DecoderModel:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
-from kvasir_runtime.models import llama
+from kvasir_runtime.models import gemma2, gemma3, llama, mistral, mixtral, qwen2, qwen3
 from kvasir_runtime.models.config import DecoderConfig, HFConfig
 from kvasir_runtime.models.decoder import DecoderModel
 
@@ -20,6 +20,12 @@ class Family:
 
 FAMILIES: Final[dict[str, Family]] = {
     "LlamaForCausalLM": Family(llama.config),
+    "MistralForCausalLM": Family(mistral.config),
+    "MixtralForCausalLM": Family(mixtral.config, mixtral.MixtralModel),
+    "Qwen2ForCausalLM": Family(qwen2.config),
+    "Qwen3ForCausalLM": Family(qwen3.config),
+    "Gemma2ForCausalLM": Family(gemma2.config, gemma2.Gemma2Model),
+    "Gemma3ForCausalLM": Family(gemma3.config, gemma2.Gemma2Model),
 }
 """By the class name that config.json gives in `architectures`."""
 

@@ -1,0 +1,77 @@
+"""Every family against transformers in float32: logits and greedy tokens, however the work is cut into steps."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kvasir_runtime.config import CacheConfig, EngineConfig, SchedulerConfig
+from kvasir_runtime.engine.llm_engine import LLMEngine
+from kvasir_runtime.sampling_params import SamplingParams
+from tests.kvasir_runtime.models.families import FAMILIES, make_checkpoint, prompts, reference_greedy, reference_logits
+
+GREEDY = {"temperature": 0.0, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp(request.param)
+    return make_checkpoint(request.param, folder), folder
+
+
+def make_engine(folder: Path, *, budget: int = 256, num_blocks: int = 200, dtype: str = "float32") -> LLMEngine:
+    """An engine with exactly `num_blocks` blocks of 16 tokens."""
+    probe = EngineConfig(folder, dtype=dtype, num_threads=1, max_model_len=128)
+    from kvasir_runtime.contract.memory import kv_bytes_per_token
+    from kvasir_runtime.worker.loader import resolve
+
+    per_token = kv_bytes_per_token(resolve(probe).shape, dtype)
+    return LLMEngine(
+        EngineConfig(
+            folder,
+            dtype=dtype,
+            num_threads=1,
+            max_model_len=128,
+            cache=CacheConfig(memory=num_blocks * 16 * per_token),
+            scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=budget),
+        )
+    )
+
+
+@pytest.mark.parametrize("budget", [256, 13])
+def test_prompt_and_decode_logits(checkpoint: tuple[Any, Path], budget: int) -> None:
+    """Log-probabilities of prompt and output tokens are those of transformers, in one prefill or in chunks of 13."""
+    model, folder = checkpoint
+    engine = make_engine(folder, budget=budget)
+    sampling = SamplingParams(**GREEDY, max_tokens=12, logprobs=5, prompt_logprobs=5)
+    for prompt in prompts([3, 16, 50]):
+        completion = engine.generate([prompt], sampling)[0][0]
+        tokens = prompt + completion.token_ids
+        expected = reference_logits(model, tokens).log_softmax(-1)
+        assert completion.prompt_logprobs is not None
+        reports = [*completion.prompt_logprobs[1:], *completion.logprobs]
+        assert len(reports) == len(tokens) - 1
+        for row, report in enumerate(reports):
+            assert report is not None
+            assert report.token_id == tokens[row + 1]
+            ids = [report.token_id] + [token for token, _ in report.top]
+            values = torch.tensor([report.logprob] + [value for _, value in report.top])
+            torch.testing.assert_close(values, expected[row, ids], rtol=1e-4, atol=1e-4)
+
+
+def test_greedy_tokens_with_prefix_hits_and_preemption(checkpoint: tuple[Any, Path]) -> None:
+    """64 greedy tokens equal transformers' while requests share prefixes, come in chunks and preempt each other."""
+    model, folder = checkpoint
+    common, *tails = prompts([40, 5, 17, 24, 9])
+    batch = [common + tail for tail in tails] + prompts([1, 33], seed=1)
+    engine = make_engine(folder, budget=48, num_blocks=26)
+    completions = engine.generate(batch, SamplingParams(**GREEDY, max_tokens=64))
+    for prompt, (completion,) in zip(batch, completions, strict=True):
+        assert completion.token_ids == reference_greedy(model, prompt, 64)
+    engine.core.check_integrity()
+    stats = engine.core.stats()
+    assert stats.preemptions > 0
+    assert stats.prefix_hit_tokens > 0
+    assert stats.blocks_active == 0
