@@ -183,7 +183,8 @@ def plan_memory(question: MemoryQuestion) -> MemoryPlan:
             Cause.OUT_OF_MEMORY_KV_CACHE,
             f"kv_cache_memory {format_bytes(plan.kv_bytes)} is more than the {format_bytes(usable - taken)} that the "
             f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights and activations",
-            f"lower kv_cache_memory or raise the memory limit to {format_bytes((plan.kv_bytes + taken) / q.utilization)}",
+            "lower kv_cache_memory or raise the memory limit to at least "
+            f"{format_bytes((plan.kv_bytes + taken) / q.utilization)}",
             needed=plan.kv_bytes + taken,
             limit=q.limit,
         )

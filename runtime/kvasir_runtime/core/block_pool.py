@@ -95,7 +95,7 @@ class BlockPool:
                 self.num_cached_free += 1
 
     def register(self, block: int, block_hash: bytes) -> bool:
-        """Make a full block findable. False when its content is known already in another block: then nothing changes."""
+        """Make a full block findable. False, and nothing changed, when another block holds the same content."""
         assert self.ref_counts[block] > 0, block
         assert self._hash_of[block] is None, block
         if block_hash in self._block_of:
@@ -120,7 +120,7 @@ class BlockPool:
                 block = self._next[block]
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
-        """Compare the books with the sequences' block tables. Raises AssertionError; costs O(blocks), no tensor work."""
+        """Compare the books with the sequences' block tables. Raises AssertionError; costs O(blocks)."""
         expected = Counter(block for table in tables for block in table)
         expected[NULL_BLOCK] += 1
         for block, count in enumerate(self.ref_counts):

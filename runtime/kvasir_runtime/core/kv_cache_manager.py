@@ -59,7 +59,7 @@ class KVCacheManager:
             self._value_time = now
 
     def allocate(self, request: Request, num_new_tokens: int) -> bool:
-        """Make room in `request`'s table for the next tokens to compute. False, and nothing changed, if there is none."""
+        """Make room for the next tokens to compute. False, and nothing changed, if there is none."""
         missing = self._blocks_for(request.num_computed_tokens + num_new_tokens) - len(request.block_ids)
         if missing > self.pool.num_free:
             return False

@@ -15,8 +15,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """A step's rows. `last_rows_R` are the rows whose logits are sampled, `sample_seats_R` their seats and
-    `sample_positions_R` where in its sequence the new token goes."""
+    """A step's rows.
+
+    `last_rows_R` are the rows whose logits are sampled, `sample_seats_R` their seats and `sample_positions_R` where
+    in its sequence each new token goes.
+    """
 
     input_ids_T: Tensor
     attention: AttentionMetadata

@@ -18,7 +18,7 @@ _LOGPROB_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Results of the rows that sample, in their order; `prompt_logprobs` by seat, for the prompt tokens after each row."""
+    """Results of the rows that sample, in their order; `prompt_logprobs` by seat."""
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None

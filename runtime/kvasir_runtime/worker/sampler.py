@@ -104,7 +104,7 @@ class Sampler:
                     logits_RV[row, self._stop_ids[int(seats[row])]] = float("-inf")
 
     def _penalize(self, logits_RV: Tensor, seats: Ints) -> None:
-        """Repetition as in arXiv 1909.05858 over prompt and output; presence and frequency as OpenAI, over the output."""
+        """Repetition over prompt and output (arXiv 1909.05858), presence and frequency over the output (OpenAI)."""
         assert self._in_prompt_SV is not None
         assert self._output_counts_SV is not None
         rows = np.flatnonzero(self._penalized[seats])
@@ -180,8 +180,9 @@ def drop_unlikely(probs_RV: Tensor, min_p_R: Tensor) -> Tensor:
 
 
 def nucleus(probs_RV: Tensor, top_k_R: Tensor, top_p_R: Tensor) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each row in falling order, and their ids: at most `top_k` (0: all), then as few as hold
-    `top_p` of the mass of those. What is cut has probability 0. Source of top-p: arXiv 1904.09751.
+    """The likeliest tokens of each row in falling order, and their ids; what is cut has probability 0.
+
+    Kept are at most `top_k` (0: all), and of those as few as hold `top_p` of their mass. Source: arXiv 1904.09751.
     """
     vocab = probs_RV.shape[-1]
     limit_R = torch.where(top_k_R > 0, top_k_R, vocab).clamp(max=vocab)

@@ -1,0 +1,111 @@
+"""A scheduler with a pretended model: the next token is a hash of all tokens before it."""
+
+from array import array
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+from kvasir_runtime.config import SchedulerConfig
+from kvasir_runtime.core.block_hash import hash_root
+from kvasir_runtime.core.kv_cache_manager import KVCacheManager
+from kvasir_runtime.core.scheduler import Scheduler, service_order
+from kvasir_runtime.core.scheduler_output import SchedulerOutput
+from kvasir_runtime.engine.messages import EngineRequest
+from kvasir_runtime.request import Request, make_requests
+from kvasir_runtime.sampling_params import SamplingParams
+
+VOCABULARY = 1000
+
+
+def next_token(token_ids: "array[int]") -> int:
+    return int.from_bytes(blake2b(token_ids.tobytes(), digest_size=4).digest(), "little") % VOCABULARY
+
+
+def expected_output(prompt: list[int], count: int) -> list[int]:
+    """What the pretended model says after `prompt`."""
+    tokens = array("i", prompt)
+    for _ in range(count):
+        tokens.append(next_token(tokens))
+    return list(tokens[len(prompt) :])
+
+
+@dataclass
+class Harness:
+    """Drives a scheduler and models the KV memory: each slot remembers the prefix that was written to it."""
+
+    scheduler: Scheduler
+    max_model_len: int
+    written: dict[int, bytes] = field(default_factory=dict)
+    finished: dict[tuple[str, int], Request] = field(default_factory=dict)
+    added: int = 0
+    now: float = 0.0
+
+    def add(
+        self, name: str, prompt: list[int], max_tokens: int = 4, *, n: int = 1, priority: int = 0, arrival: float = 0.0
+    ) -> list[Request]:
+        self.added += 1
+        message = EngineRequest(
+            name, prompt, SamplingParams(max_tokens=max_tokens, n=n, ignore_eos=True), arrival, priority=priority
+        )
+        group = make_requests(
+            message,
+            sort_key=service_order(self.scheduler.config, arrival, priority, self.added),
+            seed=0,
+            max_model_len=self.max_model_len,
+            eos_token_ids=frozenset(),
+            hash_root=hash_root("model"),
+        )
+        self.scheduler.add(group)
+        return group
+
+    def step(self) -> tuple[SchedulerOutput, list[Request]]:
+        """One step as the runner would do it, checking every slot that is read or written."""
+        self.now += 1.0
+        output = self.scheduler.schedule(self.now)
+        sampled = []
+        for row, seat in enumerate(output.seats):
+            request = self.scheduler.seated[seat]
+            assert request is not None
+            self._compute(request, output.num_computed_tokens[row], output.num_new_tokens[row])
+            if output.samples[row]:
+                sampled.append(next_token(request.token_ids))
+        advanced = self.scheduler.update(output, sampled)
+        for request in advanced:
+            if request.finish_reason is not None:
+                self.finished[request.request_id, request.index] = request
+        return output, advanced
+
+    def run(self, limit: int = 10_000) -> int:
+        """Steps until nothing is left to do; returns how many."""
+        for count in range(limit):
+            if not self.scheduler.has_work():
+                return count
+            self.step()
+        raise AssertionError("the scheduler does not come to an end")
+
+    def output_of(self, name: str, index: int = 0) -> list[int]:
+        request = self.finished[name, index]
+        return list(request.token_ids[request.num_prompt_tokens :])
+
+    def _compute(self, request: Request, start: int, count: int) -> None:
+        for position in range(start + count):
+            slot = self._slot(request, position)
+            prefix = request.token_ids[: position + 1].tobytes()
+            if position >= start:
+                block = slot // self.scheduler.kv.block_size
+                assert self.scheduler.kv.pool.ref_counts[block] == 1, "a shared block is written"
+                assert self.scheduler.kv.pool.hash_of(block) is None, "a findable block is written"
+                self.written[slot] = prefix
+            assert self.written[slot] == prefix, f"position {position} reads what another sequence wrote"
+
+    def _slot(self, request: Request, position: int) -> int:
+        size = self.scheduler.kv.block_size
+        return request.block_ids[position // size] * size + position % size
+
+
+def make_harness(
+    num_blocks: int = 64, block_size: int = 4, max_model_len: int = 64, eviction: str = "lru", **config: Any
+) -> Harness:
+    kv = KVCacheManager(num_blocks, block_size, eviction)  # type: ignore[arg-type]
+    settings = {"max_num_seqs": 8, "max_num_batched_tokens": 16} | config
+    return Harness(Scheduler(SchedulerConfig(**settings), kv), max_model_len)

@@ -1,0 +1,103 @@
+"""Whatever is added, aborted and run in whatever order: no leak, no shared write, the right output, the right hits."""
+
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from kvasir_runtime.config import SchedulerConfig
+from kvasir_runtime.core.kv_cache_manager import KVCacheManager
+from kvasir_runtime.core.scheduler import Scheduler
+from tests.kvasir_runtime.core.harness import Harness, expected_output
+
+BLOCK_SIZE = 4
+MAX_MODEL_LEN = 40
+
+# Few different beginnings, so that prefixes are often shared.
+prompts = st.builds(
+    lambda family, common, tail: [family] * common + tail,
+    st.integers(0, 2), st.integers(1, 20), st.lists(st.integers(0, 2), max_size=8),
+)  # fmt: skip
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """`Harness.step` itself checks that no slot is overwritten or read wrongly."""
+
+    @initialize(
+        num_blocks=st.integers(MAX_MODEL_LEN // BLOCK_SIZE + 1, 30),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        eviction=st.sampled_from(["lru", "lfu"]),
+        prefer_prefill=st.booleans(),
+        max_num_seqs=st.integers(1, 6),
+        budget=st.integers(1, 24),
+    )
+    def start(
+        self, num_blocks: int, policy: Any, eviction: Any, prefer_prefill: bool, max_num_seqs: int, budget: int
+    ) -> None:
+        kv = KVCacheManager(num_blocks, BLOCK_SIZE, eviction)
+        config = SchedulerConfig(max_num_seqs, budget, policy, prefer_prefill)
+        self.harness = Harness(Scheduler(config, kv), MAX_MODEL_LEN)
+        self.expected: dict[str, list[int]] = {}
+        self.aborted: set[str] = set()
+
+    @rule(prompt=prompts, max_tokens=st.integers(1, 10), n=st.integers(1, 3), priority=st.integers(-1, 1))
+    def add(self, prompt: list[int], max_tokens: int, n: int, priority: int) -> None:
+        name = str(len(self.expected))
+        self.harness.add(name, prompt, max_tokens, n=n, priority=priority, arrival=float(len(self.expected)))
+        self.expected[name] = expected_output(prompt, max_tokens)
+
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        if self.expected:
+            name = data.draw(st.sampled_from(sorted(self.expected)))
+            if self.harness.scheduler.abort(name):
+                self.aborted.add(name)
+
+    @rule(count=st.integers(1, 6))
+    def step(self, count: int) -> None:
+        for _ in range(count):
+            scheduler = self.harness.scheduler
+            head, evictions = scheduler._head(), scheduler.kv.pool.evictions
+            longest = longest_cached(self.harness, head) if head is not None else 0
+            output, _ = self.harness.step()
+            if scheduler.kv.pool.evictions == evictions:  # else what was cached may have been taken for others
+                hits = [s.num_computed_tokens for s in output.seatings if head and s.token_ids is head.token_ids]
+                assert hits in ([], [longest])
+
+    @rule()
+    def drain(self) -> None:
+        self.harness.run()
+        assert self.harness.scheduler.kv.pool.num_active == 0
+
+    @invariant()
+    def books_are_right(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        self.harness.scheduler.check_integrity()
+        for (name, _), request in self.harness.finished.items():
+            assert list(request.token_ids[request.num_prompt_tokens :]) == self.expected[name]
+
+    def teardown(self) -> None:
+        if not hasattr(self, "harness"):
+            return
+        self.harness.run()
+        done = {name for name, _ in self.harness.finished}
+        assert done | self.aborted == set(self.expected)
+        self.harness.scheduler.check_integrity()
+
+
+def longest_cached(harness: Harness, request: Any) -> int:
+    """The longest run of full blocks of `request` whose content lies in a findable block, by looking at memory."""
+    pool, contents = harness.scheduler.kv.pool, set()
+    for block in range(1, pool.num_blocks):
+        if pool.hash_of(block) is not None:
+            contents.add(harness.written[block * BLOCK_SIZE + BLOCK_SIZE - 1])
+    length = 0
+    while length + BLOCK_SIZE < request.num_tokens and request.token_ids[: length + BLOCK_SIZE].tobytes() in contents:
+        length += BLOCK_SIZE
+    return length
+
+
+SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestScheduler = SchedulerMachine.TestCase

@@ -1,0 +1,168 @@
+"""What is scheduled when, with exact tokens, blocks and order."""
+
+import pytest
+
+from kvasir_runtime.engine.messages import FinishReason
+from tests.kvasir_runtime.core.harness import expected_output, make_harness
+
+
+def tokens(start: int, count: int) -> list[int]:
+    return list(range(start, start + count))
+
+
+def test_a_long_prompt_is_computed_in_chunks_beside_decodes() -> None:
+    """Decodes come first; the prompt takes what the budget leaves; exact blocks are taken as needed."""
+    harness = make_harness(max_num_batched_tokens=8)
+    (short,) = harness.add("short", tokens(0, 3), max_tokens=8)
+    (long,) = harness.add("long", tokens(100, 18), max_tokens=2)
+    first, _ = harness.step()
+    assert (first.num_new_tokens, first.samples, first.num_single) == ([3, 5], [True, False], 0)
+    assert (short.block_ids, long.block_ids) == ([1], [2, 3])
+    second, _ = harness.step()
+    assert (second.num_new_tokens, second.num_computed_tokens, second.num_single) == ([1, 7], [3, 5], 1)
+    third, _ = harness.step()
+    assert (third.num_new_tokens, third.samples) == ([1, 6], [True, True])
+    harness.run()
+    assert harness.output_of("short") == expected_output(tokens(0, 3), 8)
+    assert harness.output_of("long") == expected_output(tokens(100, 18), 2)
+
+
+def test_prefer_prefill_takes_turns() -> None:
+    """With `prefer_prefill` prompts take the budget first, but decodes are not left out twice in a row."""
+    harness = make_harness(max_num_batched_tokens=4, prefer_prefill=True)
+    (decode,) = harness.add("decode", tokens(0, 2), max_tokens=10)
+    harness.step()
+    harness.add("prompt", tokens(50, 20), max_tokens=1)
+    produced = []
+    for _ in range(4):
+        harness.step()
+        produced.append(decode.num_output_tokens)
+    assert produced == [1, 2, 2, 3]
+
+
+def test_a_cached_prefix_is_shared_and_not_computed() -> None:
+    """A second request takes the full blocks of the common prefix, and never its whole prompt."""
+    harness = make_harness()
+    (first,) = harness.add("first", tokens(0, 8), max_tokens=6)
+    harness.step()
+    (second,) = harness.add("second", tokens(0, 8), max_tokens=1)
+    (third,) = harness.add("third", [*tokens(0, 8), 77], max_tokens=1)
+    output, _ = harness.step()
+    # 8 prompt tokens fill blocks 1 and 2; `second` must compute its last token, so that it can use only block 1.
+    assert (second.num_cached_tokens, third.num_cached_tokens) == (4, 8)
+    assert output.num_new_tokens == [1, 1, 4]
+    assert first.block_ids[:2] == [1, 2]
+    assert harness.scheduler.kv.hit_tokens == 12
+    harness.run()
+    assert harness.scheduler.kv.pool.num_active == 0
+
+
+def test_continuations_share_the_prompts_blocks() -> None:
+    """N = 3: two followers wait for the prompt, then refer to its full blocks and compute its tail alone."""
+    harness = make_harness(max_num_batched_tokens=64)
+    leader, *followers = harness.add("many", tokens(0, 10), max_tokens=6, n=3)
+    assert harness.scheduler.num_waiting == 3
+    harness.step()
+    assert harness.scheduler.num_waiting == 2
+    output, _ = harness.step()
+    assert output.num_new_tokens == [1, 2, 2]
+    assert [request.block_ids for request in (leader, *followers)] == [[1, 2, 3], [1, 2, 4], [1, 2, 5]]
+    assert list(harness.scheduler.kv.pool.ref_counts)[:6] == [1, 3, 3, 1, 1, 1]
+    harness.run()
+    assert len(harness.finished) == 3
+    harness.scheduler.check_integrity()
+
+
+def test_the_last_in_order_is_preempted_and_its_output_is_unchanged() -> None:
+    """Without a free block the youngest gives way, keeps its place, is computed again and says the same."""
+    harness = make_harness(num_blocks=9, max_model_len=32)  # 8 usable blocks of 4
+    (old,) = harness.add("old", tokens(0, 12), max_tokens=14)
+    (young,) = harness.add("young", tokens(100, 8), max_tokens=10)
+    (late,) = harness.add("late", tokens(200, 4), max_tokens=2)
+    seen = []
+    while harness.scheduler.has_work():
+        harness.step()
+        harness.scheduler.check_integrity()
+        seen.append((len(old.block_ids), len(young.block_ids), len(late.block_ids)))
+    assert harness.scheduler.preemptions > 0
+    for name, prompt, count in (("old", tokens(0, 12), 14), ("young", tokens(100, 8), 10), ("late", tokens(200, 4), 2)):
+        assert harness.output_of(name) == expected_output(prompt, count)
+    assert next(iter(harness.finished))[0] != "young", seen
+
+
+def test_priority_takes_the_seat_of_the_last_running() -> None:
+    """Under `priority` a more urgent request preempts; under `fcfs` it waits."""
+    for policy, running in (("priority", "urgent"), ("fcfs", "normal")):
+        harness = make_harness(policy=policy, max_num_seqs=1)
+        harness.add("normal", tokens(0, 4), max_tokens=8, priority=5, arrival=10.0)
+        harness.step()
+        harness.add("urgent", tokens(50, 4), max_tokens=8, priority=0, arrival=11.0)
+        harness.step()
+        assert [request.request_id for request in harness.scheduler.running] == [running]
+        harness.run()
+        assert harness.output_of("normal") == expected_output(tokens(0, 4), 8)
+
+
+def test_low_priority_ages() -> None:
+    """A request of priority 1 is overtaken for a minute and no longer."""
+    harness = make_harness(policy="priority", max_num_seqs=1)
+    harness.add("running", tokens(0, 4), max_tokens=2)
+    harness.step()
+    harness.add("low", tokens(10, 4), max_tokens=1, priority=1, arrival=100.0)
+    harness.add("soon", tokens(20, 4), max_tokens=1, priority=0, arrival=159.0)
+    harness.add("later", tokens(30, 4), max_tokens=1, priority=0, arrival=161.0)
+    harness.run()
+    assert [name for name, _ in harness.finished] == ["running", "soon", "low", "later"]
+
+
+@pytest.mark.parametrize("when", ["queued", "running", "follower"])
+def test_abort_frees_everything(when: str) -> None:
+    """An aborted request leaves no block, seat or count behind, wherever it was."""
+    harness = make_harness(max_num_seqs=2)
+    harness.add("other", tokens(0, 4), max_tokens=30)
+    harness.add("gone", tokens(50, 9), max_tokens=30, n=2)
+    for _ in range({"queued": 0, "running": 3, "follower": 1}[when]):
+        harness.step()
+    aborted = harness.scheduler.abort("gone")
+    assert [request.finish_reason for request in aborted] == [FinishReason.ABORT] * 2
+    assert harness.scheduler.abort("gone") == []
+    harness.scheduler.check_integrity()
+    harness.run()
+    assert harness.scheduler.kv.pool.num_active == 0
+    assert (harness.scheduler.num_waiting, harness.scheduler.queued_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("prefer_prefill", [False, True])
+@pytest.mark.parametrize("eviction", ["lru", "lfu"])
+def test_nobody_waits_longer_than_the_bound(prefer_prefill: bool, eviction: str) -> None:
+    """A request is done within as many steps as it and those before it have tokens, whatever arrives later."""
+    harness = make_harness(
+        num_blocks=17, max_model_len=48, max_num_seqs=4, max_num_batched_tokens=4, prefer_prefill=prefer_prefill,
+        eviction=eviction,
+    )  # fmt: skip
+    bound, work = {}, 0
+    for number in range(12):
+        prompt, output = 3 + number * 7 % 20, 1 + number * 5 % 12
+        harness.add(str(number), tokens(1000 * number, prompt), max_tokens=output)
+        work += prompt + output
+        bound[str(number)] = work * (2 if prefer_prefill else 1)
+    steps = 0
+    while any((name, 0) not in harness.finished for name in bound):
+        harness.add(f"newcomer {steps}", tokens(50_000 + 20 * steps, 12), max_tokens=6)
+        harness.step()
+        steps += 1
+        late = [name for name, limit in bound.items() if limit < steps and (name, 0) not in harness.finished]
+        assert not late, f"{late} are not done after {steps} steps"
+
+
+def test_a_step_costs_no_more_when_the_queue_is_long() -> None:
+    """Scheduling looks at the head of the queue only: 10,000 waiting requests are not touched."""
+    harness = make_harness(max_num_seqs=2)
+    harness.add("a", tokens(0, 4), max_tokens=50)
+    harness.add("b", tokens(9, 4), max_tokens=50)
+    harness.step()
+    waiting = [harness.add(f"w{number}", tokens(100, 8))[0] for number in range(10_000)]
+    for _ in range(20):
+        harness.step()
+    touched = [request for request in waiting if request.block_hashes]
+    assert len(touched) <= 1
