@@ -1,0 +1,179 @@
+"""From one HTTP request to the engine and back: prompts in, pieces of text for each choice out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kvasir_runtime.engine.async_engine import OutputStream
+from kvasir_runtime.engine.detokenizer import Detokenizer
+from kvasir_runtime.engine.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs
+from kvasir_runtime.sampling_params import SamplingParams
+from kvasir_runtime.server.errors import bad_request
+from kvasir_runtime.server.replies import PromptTokensDetails, Usage
+from kvasir_runtime.server.service import Service
+
+FIRST_OUTPUT_WAIT_S = 5.0
+"""A stream's headers wait this long for the first token, so that what fails at once fails with a proper status."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and the text they came from when the client sent text."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+@dataclass
+class Delta:
+    """What one step added to one choice. `finish_reason` is set on its last."""
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.text and self.finish_reason is None
+
+
+@dataclass
+class Choice:
+    """One continuation of one prompt, and all of it so far."""
+
+    index: int
+    prompt: Prompt
+    detokenizer: Detokenizer
+    eos_token_ids: frozenset[int]
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    def take(self, output: EngineOutput) -> Delta:
+        """Add what the engine produced; a stop string may end the choice before the engine would."""
+        self.prompt_logprobs = output.prompt_logprobs or self.prompt_logprobs
+        before = self.detokenizer.token_count
+        text = self._read(output)
+        used = self.detokenizer.token_count - before
+        delta = Delta(self.index, text, output.new_token_ids[:used], (output.logprobs or [])[:used])
+        delta.finish_reason, delta.stop_reason = self.finish_reason, self.stop_reason
+        self.text += text
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        return delta
+
+    def _read(self, output: EngineOutput) -> str:
+        ended_by_token = output.stop_token_id is not None and output.new_token_ids[-1:] == [output.stop_token_id]
+        visible = output.new_token_ids[:-1] if ended_by_token else output.new_token_ids
+        text = self.detokenizer.push(visible)
+        if self.detokenizer.stop_string is None and output.finish_reason is not None:
+            self.detokenizer.token_count += len(output.new_token_ids) - len(visible)
+            text += self.detokenizer.flush()
+        if self.detokenizer.stop_string is not None:
+            self.finish_reason, self.stop_reason = FinishReason.STOP, self.detokenizer.stop_string
+        elif output.finish_reason is not None:
+            self.finish_reason = output.finish_reason
+            self.stop_reason = None if output.stop_token_id in self.eos_token_ids else output.stop_token_id
+        return text
+
+
+class Generation:
+    """One client's prompts while the engine works on them. Always `close` it: that frees what still runs."""
+
+    def __init__(
+        self,
+        service: Service,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        make_detokenizer: Callable[[Prompt], Detokenizer],
+        **options: Any,
+    ) -> None:
+        """Submit at once; raises EngineGoneError. `options`: what each prompt's `EngineRequest` takes further."""
+        self._service = service
+        self._sampling = sampling
+        self._closed = False
+        self._first_choice: dict[str, int] = {}
+        self.prompts = prompts
+        self.cached_tokens = 0
+        self.choices = [
+            Choice(number * sampling.n + continuation, prompt, make_detokenizer(prompt), service.eos_token_ids)
+            for number, prompt in enumerate(prompts)
+            for continuation in range(sampling.n)
+        ]
+        requests = [self._request(number, prompt, options) for number, prompt in enumerate(prompts)]
+        self._stream: OutputStream = service.engine.submit(requests)
+        service.lifecycle.enter()
+
+    async def wait_for_first_output(self) -> None:
+        """Wait a little for the first output; raises what the engine or a drain ended the request with."""
+        try:
+            async with asyncio.timeout(FIRST_OUTPUT_WAIT_S):
+                await self._stream.wait()
+        except TimeoutError:
+            return
+
+    async def deltas(self) -> AsyncIterator[list[Delta]]:
+        """What became readable, in batches, until every choice has finished."""
+        unfinished = len(self.choices)
+        while unfinished:
+            batch = list(self._read(await self._stream.next()))
+            unfinished -= sum(delta.finish_reason is not None for delta in batch)
+            yield batch
+
+    async def finish(self) -> None:
+        """Let every choice run to its end."""
+        async for _ in self.deltas():
+            continue
+
+    def abort(self, reason: str = "the client has gone") -> None:
+        self._service.engine.abort(self._stream, reason)
+
+    def close(self) -> None:
+        """Count what was done, and end what nobody waits for any more. Harmless when called again."""
+        if self._closed:
+            return
+        self._closed = True
+        self.abort("closed")
+        self._service.lifecycle.leave()
+        now = time.monotonic()
+        for request_id, first in self._first_choice.items():
+            group = self.choices[first : first + self._sampling.n]
+            self._service.metrics.request_finished(
+                self._stream.times[request_id],
+                now,
+                prompt_tokens=len(group[0].prompt.token_ids),
+                generated=[(choice.finish_reason or FinishReason.ABORT, len(choice.token_ids)) for choice in group],
+            )
+
+    def usage(self) -> Usage:
+        prompt = sum(len(prompt.token_ids) for prompt in self.prompts)
+        completion = sum(len(choice.token_ids) for choice in self.choices)
+        return Usage(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached_tokens),
+        )
+
+    def _read(self, outputs: Sequence[EngineOutput]) -> Iterator[Delta]:
+        for output in outputs:
+            if output.finish_reason is FinishReason.ERROR:
+                raise bad_request(output.error or "the engine refused the request")
+            if output.index == 0:
+                self.cached_tokens += output.cached_tokens or 0
+            choice = self.choices[self._first_choice[output.request_id] + output.index]
+            if choice.finish_reason is None:  # else a stop string ended it and the engine does not know
+                yield choice.take(output)
+
+    def _request(self, number: int, prompt: Prompt, options: dict[str, Any]) -> EngineRequest:
+        request_id = self._service.next_engine_id()
+        self._first_choice[request_id] = number * self._sampling.n
+        return EngineRequest(request_id, prompt.token_ids, self._sampling, time.monotonic(), **options)

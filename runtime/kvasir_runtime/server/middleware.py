@@ -1,0 +1,126 @@
+"""What surrounds every request of the user port: its id, its key, the size of its body, one line in the log."""
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Final
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kvasir_runtime.logs import request_id
+from kvasir_runtime.server.auth import BearerTokens
+from kvasir_runtime.server.errors import ApiError
+
+MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+"""A prompt of 1,000,000 token ids takes 7 MB of JSON."""
+
+OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/version", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+"""What needs no key: nothing of these shows prompts or costs the engine anything."""
+
+QUIET_PATHS: Final = frozenset({"/health", "/metrics"})
+"""Asked every few seconds by machines: logged at debug level only."""
+
+_USABLE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+
+logger = logging.getLogger("kvasir.access")
+
+
+class RequestScope:
+    """Gives each request an id (the client's X-Request-Id where it is usable), checks its key, bounds its body."""
+
+    def __init__(self, app: ASGIApp, api_keys: BearerTokens, is_draining: Callable[[], bool]) -> None:
+        self._app = app
+        self._api_keys = api_keys
+        self._is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        token = request_id.set(usable_id(headers.get("x-request-id")))
+        answer = _Answer(send, request_id.get(), close=self._is_draining())
+        started = time.monotonic()
+        try:
+            refusal = self._refusal(scope["path"], headers)
+            if refusal is not None:
+                await refusal.to_response()(scope, receive, answer.send)
+            else:
+                await self._app(scope, _BoundedBody(receive).receive, answer.send)
+        except _BodyTooLargeError:
+            await body_too_large().to_response()(scope, receive, answer.send)
+        finally:
+            _log(scope, answer.status, time.monotonic() - started)
+            request_id.reset(token)
+
+    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
+        if (
+            path not in OPEN_PATHS
+            and self._api_keys.required
+            and not self._api_keys.accepts(headers.get("authorization"))
+        ):
+            msg = "a valid API key is needed: send it as Authorization: Bearer KEY"
+            return ApiError(HTTPStatus.UNAUTHORIZED, msg, code="invalid_api_key")
+        length = headers.get("content-length", "0")
+        return body_too_large() if length.isdigit() and int(length) > MAX_BODY_BYTES else None
+
+
+def usable_id(given: str | None) -> str:
+    """The client's id if it is safe to log and to send back, else a new one."""
+    return given if given is not None and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def body_too_large() -> ApiError:
+    msg = f"the request body must be at most {MAX_BODY_BYTES} bytes"
+    return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, msg, code="body_too_large")
+
+
+class _BodyTooLargeError(Exception):
+    """More arrived than `MAX_BODY_BYTES`."""
+
+
+class _BoundedBody:
+    """Counts a body that did not say its length."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._size = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > MAX_BODY_BYTES:
+            raise _BodyTooLargeError
+        return message
+
+
+class _Answer:
+    """Adds the request's id to the answer and remembers its status."""
+
+    def __init__(self, send: Send, identifier: str, *, close: bool) -> None:
+        self._send = send
+        self._headers = [(b"x-request-id", identifier.encode())]
+        if close:  # a draining server's clients should go to another one
+            self._headers.append((b"connection", b"close"))
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [*message.get("headers", []), *self._headers]
+        await self._send(message)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
+    if logger.isEnabledFor(level):
+        fields = {"status": status, "duration_ms": round(seconds * 1000, 1), "client": _client(scope)}
+        logger.log(level, "%s %s", scope["method"], scope["path"], extra=fields)
+
+
+def _client(scope: Scope) -> str:
+    return scope["client"][0] if scope.get("client") else ""

@@ -1,0 +1,169 @@
+"""The operator port: probes that need no token, and /admin that does."""
+
+import asyncio
+import time
+from http import HTTPStatus
+
+from fastapi import Depends, FastAPI, Request
+from starlette.responses import JSONResponse
+
+from kvasir_runtime.contract.admin_api import (
+    AdminState,
+    CapacityState,
+    DrainRequest,
+    DrainState,
+    KVState,
+    LatencyState,
+    LivenessState,
+    ReadinessState,
+    StartupState,
+    TokenState,
+)
+from kvasir_runtime.engine.heartbeat import Verdict
+from kvasir_runtime.server.errors import ApiError, ErrorResponse, install_handlers
+from kvasir_runtime.server.service import Service
+from kvasir_runtime.version import version
+
+CATCH_UP_S = 0.25
+"""A front end that was itself held up has heartbeats waiting: it reads those before it calls the engine dead."""
+
+
+def build_operator_app(service: Service) -> FastAPI:
+    """The ASGI application of the operator port."""
+    app = FastAPI(title="Kvasir operator port", version=version(), redoc_url=None)
+    install_handlers(app)
+    _add_probes(app, service)
+    _add_admin(app, service)
+    return app
+
+
+def _add_probes(app: FastAPI, service: Service) -> None:
+    @app.get("/livez", response_model=LivenessState, responses={503: {"model": LivenessState}})
+    async def livez() -> JSONResponse:
+        verdict = await liveness(service)
+        age = round(verdict.heartbeat_age_s, 3)
+        state = LivenessState(alive=verdict.alive, heartbeat_age_s=age, message=verdict.message)
+        return _probe(state, ok=verdict.alive)
+
+    @app.get("/startupz", response_model=ReadinessState, responses={503: {"model": ReadinessState}})
+    async def startupz() -> JSONResponse:
+        started = service.ready is not None
+        reason = "" if started else "loading"
+        return _probe(ReadinessState(ready=started, reason=reason, startup=startup_state(service)), ok=started)
+
+    @app.get("/readyz", response_model=ReadinessState, responses={503: {"model": ReadinessState}})
+    async def readyz() -> JSONResponse:
+        reason = not_ready_because(service)
+        return _probe(ReadinessState(ready=not reason, reason=reason, startup=startup_state(service)), ok=not reason)
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    async def authorized(request: Request) -> None:
+        if not service.admin_tokens.required:
+            raise ApiError(HTTPStatus.FORBIDDEN, "/admin is off: start with --admin-token-file", code="admin_off")
+        if not service.admin_tokens.accepts(request.headers.get("authorization")):
+            msg = "the operator's token is needed: Authorization: Bearer TOKEN"
+            raise ApiError(HTTPStatus.UNAUTHORIZED, msg, code="invalid_token")
+
+    guarded = {
+        "dependencies": [Depends(authorized)],
+        "responses": {401: {"model": ErrorResponse}, 403: {"model": ErrorResponse}},
+    }
+
+    @app.get("/admin/state", **guarded)  # type: ignore[arg-type]
+    async def state() -> AdminState:
+        return admin_state(service, time.monotonic())
+
+    @app.post("/admin/drain", **guarded)  # type: ignore[arg-type]
+    async def drain(body: DrainRequest | None = None) -> DrainState:
+        timeout = None if body is None else body.timeout_s
+        service.lifecycle.drain(service.args.drain_timeout if timeout is None else timeout)
+        return DrainState(draining=True, inflight=service.lifecycle.inflight)
+
+    @app.post("/admin/undrain", **guarded, status_code=200)  # type: ignore[arg-type]
+    async def undrain() -> DrainState:
+        if not service.lifecycle.undrain():
+            raise ApiError(HTTPStatus.CONFLICT, "the process is stopping and cannot serve again", code="stopping")
+        return DrainState(draining=False, inflight=service.lifecycle.inflight)
+
+
+async def liveness(service: Service) -> Verdict:
+    """The engine's verdict; a bad one is only believed when it stands after waiting messages were read."""
+    verdict = service.engine.heartbeat.judge(time.monotonic())
+    if not verdict.alive:
+        await asyncio.sleep(CATCH_UP_S)
+        verdict = service.engine.heartbeat.judge(time.monotonic())
+    if service.engine.failure is not None:
+        return Verdict(alive=False, heartbeat_age_s=verdict.heartbeat_age_s, message=service.engine.failure.message)
+    return verdict
+
+
+def not_ready_because(service: Service) -> str:
+    """Why no traffic should come; empty when it should."""
+    if service.engine.failure is not None:
+        return f"the engine ended: {service.engine.failure.message}"
+    if service.ready is None:
+        return "loading"
+    return "draining" if service.lifecycle.draining else ""
+
+
+def startup_state(service: Service) -> StartupState:
+    failed = service.engine.failure is not None
+    return service.clock.state(time.monotonic(), draining=service.lifecycle.draining, failed=failed)
+
+
+def admin_state(service: Service, now: float) -> AdminState:
+    """Everything the operator plans with. `inflight` counts client requests, `waiting` and `running` sequences."""
+    stats, ready = service.engine.stats, service.ready
+    return AdminState(
+        boot_id=service.lifecycle.boot_id,
+        model_digest=ready.model_digest if ready else "",
+        revision=service.args.revision,
+        draining=service.lifecycle.draining,
+        inflight=service.lifecycle.inflight,
+        waiting=max(stats.waiting, service.engine.waiting),
+        running=stats.running,
+        kv=_kv_state(service) if ready else None,
+        tokens=TokenState(
+            queued=max(stats.queued_tokens, service.engine.waiting_tokens),
+            prefill_per_s=round(service.rates.prefill_per_s(now), 2),
+            decode_per_s=round(service.rates.decode_per_s(now), 2),
+        ),
+        latency=LatencyState(
+            ttft_p50=service.rates.first_token_quantile(0.5, now),
+            ttft_p95=service.rates.first_token_quantile(0.95, now),
+        ),
+        startup=startup_state(service),
+        capacity=_capacity(service),
+    )
+
+
+def _kv_state(service: Service) -> KVState:
+    stats = service.engine.stats
+    return KVState(
+        block_size=service.ready.block_size if service.ready else 0,
+        blocks_total=stats.blocks_total,
+        blocks_active=stats.blocks_active,
+        blocks_cached=stats.blocks_cached,
+        hit_tokens=stats.prefix_hit_tokens,
+        query_tokens=stats.prefix_query_tokens,
+        value=stats.cache_value,
+    )
+
+
+def _capacity(service: Service) -> CapacityState | None:
+    ready = service.ready
+    if ready is None:
+        return None
+    kv_tokens = ready.num_blocks * ready.block_size
+    return CapacityState(
+        weights_bytes=ready.weights_bytes,
+        kv_bytes_per_token=ready.kv_bytes_per_token,
+        kv_tokens=kv_tokens,
+        max_concurrent_sequences=min(service.args.max_num_seqs, kv_tokens // ready.max_model_len),
+        max_model_len=ready.max_model_len,
+    )
+
+
+def _probe(state: LivenessState | ReadinessState, *, ok: bool) -> JSONResponse:
+    return JSONResponse(state.model_dump(mode="json"), HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE)

@@ -1,0 +1,243 @@
+"""The front end's life: both ports, the engine's messages, signals, and how it ends.
+
+Everything runs in one event loop; the first of `Lifecycle.ended`'s reasons ends it.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from socket import socket
+from typing import Final
+
+import uvicorn
+import uvloop
+from starlette.types import ASGIApp
+
+from kvasir_runtime.contract.engine_args import EngineArgs
+from kvasir_runtime.contract.failures import Cause, FailureReport, KvasirError
+from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
+from kvasir_runtime.engine.heartbeat import Verdict
+from kvasir_runtime.engine.launcher import EngineProcess
+from kvasir_runtime.engine.messages import StartupProgress
+from kvasir_runtime.model_files import ModelFiles
+from kvasir_runtime.server.auth import BearerTokens
+from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
+from kvasir_runtime.server.metrics import Metrics
+from kvasir_runtime.server.operator_app import build_operator_app, liveness
+from kvasir_runtime.server.process import process_started, raise_open_files_limit
+from kvasir_runtime.server.rates import SAMPLE_INTERVAL_S, Rates
+from kvasir_runtime.server.service import Service
+from kvasir_runtime.server.startup_report import make_report
+from kvasir_runtime.server.user_app import build_user_app
+from kvasir_runtime.tokenizer import Tokenizer
+
+GIVE_UP_AFTER_S: Final = 10.0
+"""How long a dead engine is left to the kubelet's liveness probe before the process ends by itself."""
+
+FLUSH_S: Final = 5
+"""How long clients may take to read the last bytes when the process ends."""
+
+KEEP_ALIVE_S: Final = 75
+"""Idle connections are kept longer than most proxies keep theirs (60 s), so that none writes into a closed one."""
+
+logger = logging.getLogger("kvasir.server")
+
+
+def serve_forever(args: EngineArgs, model: ModelFiles, ports: tuple[socket, socket], engine: EngineProcess) -> int:
+    """Serve until told to stop (returns 0); raises KvasirError when the engine ended or could not start."""
+    raise_open_files_limit()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        failure = runner.run(_serve(args, model, ports, engine))
+    if failure is not None:
+        raise KvasirError(failure.cause, failure.message, failure.remedy, **failure.detail)
+    return 0
+
+
+class _Observer:
+    """Passes what clients feel to the series and to /admin/state."""
+
+    def __init__(self, metrics: Metrics, rates: Rates) -> None:
+        self._metrics = metrics
+        self._rates = rates
+
+    def first_token(self, seconds: float) -> None:
+        self._metrics.first_token(seconds)
+        self._rates.first_token(seconds, time.monotonic())
+
+    def next_tokens(self, seconds: float) -> None:
+        self._metrics.next_tokens(seconds)
+
+
+async def _serve(
+    args: EngineArgs, model: ModelFiles, ports: tuple[socket, socket], process: EngineProcess
+) -> FailureReport | None:
+    service = make_service(args, model, process)
+    lifecycle = service.lifecycle
+    servers = [_server(build_operator_app(service)), _server(build_user_app(service))]
+    with _signals(lambda name: lifecycle.on_signal(name, args.drain_timeout)):
+        tasks = [
+            asyncio.create_task(server.serve(sockets=[port]))
+            for server, port in zip(servers, reversed(ports), strict=True)
+        ]
+        tasks += [
+            asyncio.create_task(_end_on_failure(lifecycle, work))
+            for work in (_start(service), _follow_engine(service), _watch_engine(service), _sample(service))
+        ]
+        try:
+            await lifecycle.ended.wait()
+        finally:
+            await _stop(servers, tasks, service)
+    return lifecycle.failure
+
+
+def make_service(args: EngineArgs, model: ModelFiles, process: EngineProcess) -> Service:
+    """Wire the parts of one front end; raises KvasirError for token files that cannot be used."""
+    api_keys = BearerTokens(args.api_key, args.api_key_file)
+    admin_tokens = BearerTokens(file=args.admin_token_file, flag="--admin-token-file")
+    names = args.served_model_name or [Path(args.model).resolve().name]
+    metrics, rates = Metrics(names[0], args), Rates()
+    engine = AsyncEngine(process, _Observer(metrics, rates))
+    lifecycle = Lifecycle(engine.abort_all)
+    metrics.watch_draining(lambda: lifecycle.draining)
+    clock = StartupClock(process_started(), time.monotonic())
+    return Service(args, model, engine, lifecycle, clock, metrics, rates, api_keys, admin_tokens)
+
+
+async def _start(service: Service) -> None:
+    """Load the tokenizer beside the engine; then the service is ready."""
+    report = make_report(service.args.log_format)
+
+    def on_progress(progress: StartupProgress) -> None:
+        now = time.monotonic()
+        service.clock.advance(progress, now)
+        report.show(progress, now)
+
+    service.engine.on_progress(on_progress)
+    try:
+        template = service.args.chat_template
+        service.tokenizer = await asyncio.to_thread(Tokenizer.from_folder, service.model.path, template)
+        ready = await service.engine.ready
+    except EngineGoneError:
+        return  # told by _follow_engine
+    finally:
+        report.close()
+    seconds = service.clock.finish(time.monotonic())
+    startup = service.clock.state(time.monotonic(), draining=False, failed=False).seconds
+    service.metrics.engine_ready(ready, lambda: service.engine.stats, {**ready.startup_seconds, **startup})
+    service.ready = ready
+    gc.collect()
+    gc.freeze()  # what start-up made lives as long as the process: never look at it again
+    logger.info(
+        "ready",
+        extra={
+            "seconds": round(seconds, 2),
+            "model": service.model_names[0],
+            "port": service.args.port,
+            "admin_port": service.args.admin_port,
+            "max_model_len": ready.max_model_len,
+            "kv_tokens": ready.num_blocks * ready.block_size,
+        },
+    )
+
+
+async def _follow_engine(service: Service) -> None:
+    report = await service.engine.run()
+    service.lifecycle.fail(report)
+
+
+async def _watch_engine(service: Service) -> None:
+    """End the process when the engine has been dead for a while and no liveness probe has done so."""
+    dead_since: float | None = None
+    while True:
+        await asyncio.sleep(1.0)
+        verdict = await liveness(service)
+        now = time.monotonic()
+        dead_since = None if verdict.alive else dead_since or now
+        if dead_since is not None and (service.lifecycle.stopping or now - dead_since > GIVE_UP_AFTER_S):
+            _give_up(service, verdict)
+            return
+
+
+def _give_up(service: Service, verdict: Verdict) -> None:
+    report = FailureReport(
+        Cause.ENGINE_DIED, f"the engine does not respond: {verdict.message}", "look for its last lines in the log"
+    )
+    service.engine.fail(report)
+    service.engine.kill()
+    service.lifecycle.fail(report)
+
+
+async def _sample(service: Service) -> None:
+    while True:
+        service.rates.sample(service.engine.stats, time.monotonic())
+        await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+
+async def _end_on_failure(lifecycle: Lifecycle, work: Awaitable[None]) -> None:
+    """Run a task of the front end; what it raises ends the process with its reason."""
+    try:
+        await work
+    except asyncio.CancelledError:
+        raise
+    except KvasirError as error:
+        lifecycle.fail(error.report)
+    except Exception as error:
+        logger.exception("the front end failed")
+        lifecycle.fail(FailureReport(Cause.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
+
+
+async def _stop(servers: list["_Server"], tasks: list[asyncio.Task[None]], service: Service) -> None:
+    """Let clients read their last bytes, then end everything."""
+    if service.lifecycle.failure is not None:
+        service.engine.fail(service.lifecycle.failure)
+    for server in servers:
+        server.should_exit = True
+    serving, working = tasks[: len(servers)], tasks[len(servers) :]
+    await asyncio.wait(serving, timeout=FLUSH_S + 1)
+    for task in (*serving, *working):
+        task.cancel()
+    await asyncio.gather(*serving, *working, return_exceptions=True)
+    await asyncio.to_thread(service.engine.close)
+    logger.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling: the lifecycle decides."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: ASGIApp) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            http="httptools",
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=FLUSH_S,
+        )
+    )
+
+
+@contextlib.contextmanager
+def _signals(on_signal: Callable[[str], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    handled = (signal.SIGTERM, signal.SIGINT)
+    for number in handled:
+        loop.add_signal_handler(number, on_signal, number.name)
+    try:
+        yield
+    finally:
+        for number in handled:
+            loop.remove_signal_handler(number)

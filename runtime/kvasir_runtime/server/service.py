@@ -1,0 +1,95 @@
+"""What every endpoint works with: the engine, the tokenizer, the lifecycle, and who may have work done."""
+
+import asyncio
+import itertools
+import time
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+
+from kvasir_runtime.contract.engine_args import EngineArgs
+from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
+from kvasir_runtime.engine.messages import EngineReady
+from kvasir_runtime.model_files import ModelFiles
+from kvasir_runtime.server.auth import BearerTokens
+from kvasir_runtime.server.errors import ApiError, unavailable
+from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S, Lifecycle, StartupClock
+from kvasir_runtime.server.metrics import Metrics
+from kvasir_runtime.server.rates import Rates
+from kvasir_runtime.tokenizer import Tokenizer
+
+LOADING_RETRY_AFTER_S = 5.0
+ENCODE_IN_THREAD_FROM = 20_000
+"""Characters from which a prompt is tokenized beside the event loop: about 5 ms of work."""
+
+
+@dataclass
+class Service:
+    """One served model. `tokenizer` and `ready` are None until the start-up is done."""
+
+    args: EngineArgs
+    model: ModelFiles
+    engine: AsyncEngine
+    lifecycle: Lifecycle
+    clock: StartupClock
+    metrics: Metrics
+    rates: Rates
+    api_keys: BearerTokens
+    admin_tokens: BearerTokens
+    tokenizer: Tokenizer | None = None
+    ready: EngineReady | None = None
+    started_at: int = field(default_factory=lambda: int(time.time()))
+    _engine_ids: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    @property
+    def model_names(self) -> list[str]:
+        return self.args.served_model_name or [Path(self.args.model).resolve().name]
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        return frozenset(self.model.eos_token_ids)
+
+    def next_engine_id(self) -> str:
+        """An id that no other request of this process has; clients' own ids may repeat."""
+        return str(next(self._engine_ids))
+
+    def loaded(self) -> tuple[Tokenizer, EngineReady]:
+        """Tokenizer and engine; raises ApiError (503) while the model loads, EngineGoneError when it has ended."""
+        if self.engine.failure is not None:
+            raise EngineGoneError(self.engine.failure)
+        if self.tokenizer is None or self.ready is None:
+            raise unavailable("the model is loading", "loading", LOADING_RETRY_AFTER_S)
+        return self.tokenizer, self.ready
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer with; raises ApiError (404) for one that is not served."""
+        if name is None:
+            return self.model_names[0]
+        if name not in self.model_names:
+            known = ", ".join(self.model_names)
+            msg = f"model {name!r} does not exist; served: {known}"
+            raise ApiError(HTTPStatus.NOT_FOUND, msg, param="model", code="model_not_found")
+        return name
+
+    def admit(self, num_sequences: int, num_tokens: int) -> None:
+        """Refuse work that cannot be taken now: ApiError 503 while draining, 429 with a full queue."""
+        if self.lifecycle.draining:
+            raise unavailable("the server is draining", "draining", DRAIN_RETRY_AFTER_S)
+        free_seats = max(0, self.args.max_num_seqs - self.engine.stats.running)
+        if self.engine.waiting + num_sequences > self.args.max_queued_requests + free_seats:
+            raise self._full("requests", self.engine.waiting, self.args.max_queued_requests)
+        limit = self.args.max_queued_tokens
+        if limit is not None and self.engine.waiting_tokens and self.engine.waiting_tokens + num_tokens > limit:
+            raise self._full("prompt tokens", self.engine.waiting_tokens, limit)
+
+    def _full(self, unit: str, waiting: int, limit: int) -> ApiError:
+        retry_after = min(60.0, self.engine.waiting_tokens / max(1.0, self.rates.prefill_per_s(time.monotonic())))
+        msg = f"the queue is full: {waiting} {unit} wait, the limit is {limit}"
+        return ApiError(HTTPStatus.TOO_MANY_REQUESTS, msg, code="queue_full", retry_after_s=retry_after)
+
+
+async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Tokenize without holding up the event loop when the text is long."""
+    if len(text) < ENCODE_IN_THREAD_FROM:
+        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)

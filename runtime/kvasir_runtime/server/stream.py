@@ -1,0 +1,69 @@
+"""Server-sent events, and noticing that a client has gone."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Final
+
+import msgspec
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from kvasir_runtime.server.errors import from_exception
+
+DONE: Final = b"data: [DONE]\n\n"
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def event(data: Any) -> bytes:
+    """One event with a JSON object; msgspec encodes a chunk in about 1 µs, the standard library in 10."""
+    return b"data: " + _encode(data) + b"\n\n"
+
+
+class DisconnectWatch:
+    """Calls `on_gone` when the client closes its connection before `stop`."""
+
+    def __init__(self, receive: Receive, on_gone: Callable[[], None]) -> None:
+        """Start watching; the request's body must have been read."""
+        self._task = asyncio.create_task(self._watch(receive, on_gone))
+
+    def stop(self) -> None:
+        self._task.cancel()
+
+    @staticmethod
+    async def _watch(receive: Receive, on_gone: Callable[[], None]) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            continue
+        on_gone()
+
+
+class EventStream(Response):
+    """Sends events as they come. What fails on the way is told in a last event of OpenAI's error shape.
+
+    `close` runs in any case when the answer is out or the client gone.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            async for chunk in self._guarded():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._close()
+
+    async def _guarded(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._events:
+                yield chunk
+        except Exception as error:  # noqa: BLE001 - the status line is out: the client must hear of it in the stream
+            yield event(from_exception(error).body.model_dump()) + DONE

@@ -1,0 +1,133 @@
+"""The user port: OpenAI's API and what stands around it. Endpoints only; each works in its own module."""
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from kvasir_runtime.server.chat import create_chat_completion, render
+from kvasir_runtime.server.completions import create_completion
+from kvasir_runtime.server.errors import ErrorResponse, bad_request, install_handlers, unavailable
+from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S
+from kvasir_runtime.server.logprobs import token_text
+from kvasir_runtime.server.middleware import RequestScope
+from kvasir_runtime.server.protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from kvasir_runtime.server.replies import (
+    ChatCompletionReply,
+    CompletionReply,
+    DetokenizeReply,
+    ModelCard,
+    ModelList,
+    TokenizeReply,
+    VersionReply,
+)
+from kvasir_runtime.server.service import Service, encode
+from kvasir_runtime.version import version
+
+_ERRORS: dict[int | str, dict[str, object]] = {
+    400: {"model": ErrorResponse, "description": "a field is out of bounds, or not supported"},
+    401: {"model": ErrorResponse, "description": "no valid API key"},
+    404: {"model": ErrorResponse, "description": "no such model"},
+    413: {"model": ErrorResponse, "description": "the body is too large"},
+    429: {"model": ErrorResponse, "description": "the queue is full; Retry-After says when to come back"},
+    500: {"model": ErrorResponse, "description": "the engine ended"},
+    503: {"model": ErrorResponse, "description": "loading or draining; Retry-After says when to come back"},
+}
+_EVENTS: dict[str, object] = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+def build_user_app(service: Service) -> ASGIApp:
+    """The ASGI application of the user port."""
+    app = FastAPI(title="Kvasir", version=version(), description="LLM runtime with OpenAI's API.", redoc_url=None)
+    install_handlers(app)
+    _add_generation(app, service)
+    _add_models(app, service)
+    _add_tokenizer(app, service)
+    _add_state(app, service)
+    return RequestScope(app, service.api_keys, lambda: service.lifecycle.draining)
+
+
+def _add_generation(app: FastAPI, service: Service) -> None:
+    # The replies are made as bytes; the models are named for the served document.
+    @app.post(
+        "/v1/completions",
+        response_model=None,
+        responses={200: {"model": CompletionReply, "content": _EVENTS}, **_ERRORS},
+    )
+    async def completions(body: CompletionRequest, request: Request) -> Response:
+        return await create_completion(service, body, request)
+
+    @app.post(
+        "/v1/chat/completions",
+        response_model=None,
+        responses={200: {"model": ChatCompletionReply, "content": _EVENTS}, **_ERRORS},
+    )
+    async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        return await create_chat_completion(service, body, request)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models")
+    async def models() -> ModelList:
+        return ModelList(object="list", data=[_card(service, name) for name in service.model_names])
+
+    @app.get("/v1/models/{model:path}", responses=_ERRORS)
+    async def model(model: str) -> ModelCard:
+        return _card(service, service.check_model(model))
+
+
+def _add_tokenizer(app: FastAPI, service: Service) -> None:
+    @app.post("/tokenize", response_model_exclude_unset=True, responses=_ERRORS)
+    async def tokenize(body: TokenizeRequest) -> TokenizeReply:
+        tokenizer, ready = service.loaded()
+        service.check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise bad_request("exactly one of prompt and messages must be given", "prompt", code="invalid_value")
+        text = body.prompt if body.prompt is not None else ""
+        if body.messages is not None:
+            text = render(tokenizer, body.messages, add_generation_prompt=body.add_generation_prompt)
+        special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
+        ids = await encode(tokenizer, text, add_special_tokens=special)
+        reply = TokenizeReply(count=len(ids), max_model_len=ready.max_model_len, tokens=ids)
+        if body.return_token_strs:
+            reply.token_strs = [token_text(tokenizer, token_id) for token_id in ids]
+        return reply
+
+    @app.post("/detokenize", responses=_ERRORS)
+    async def detokenize(body: DetokenizeRequest) -> DetokenizeReply:
+        tokenizer, _ = service.loaded()
+        service.check_model(body.model)
+        largest = max(body.tokens, default=0)
+        if largest >= tokenizer.vocab_size:
+            raise bad_request(
+                f"tokens must be below {tokenizer.vocab_size}, got {largest}", "tokens", code="invalid_value"
+            )
+        return DetokenizeReply(prompt=tokenizer.decode(body.tokens, skip_special_tokens=False))
+
+
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/health", responses={503: _ERRORS[503]})
+    async def health() -> Response:
+        service.loaded()
+        if service.lifecycle.draining:
+            raise unavailable("the server is draining", "draining", DRAIN_RETRY_AFTER_S)
+        return Response()
+
+    @app.get("/version")
+    async def show_version() -> VersionReply:
+        return VersionReply(version=version())
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _card(service: Service, name: str) -> ModelCard:
+    return ModelCard(
+        id=name,
+        object="model",
+        created=service.started_at,
+        owned_by="kvasir",
+        root=service.args.model,
+        parent=None,
+        max_model_len=service.ready.max_model_len if service.ready else None,
+    )
