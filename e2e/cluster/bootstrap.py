@@ -1,7 +1,6 @@
 """What a fresh API server needs before the cluster is usable: rights for our own helpers, and the DNS Service."""
 
 from e2e.cluster.api import Api, Object, wait_until
-from e2e.cluster.errors import ClusterError
 from e2e.cluster.flags import Spec
 
 API_ONLY_LABEL = "kvasir.dev/api-only"
@@ -62,13 +61,12 @@ def wait_for_api(api: Api, timeout: float = 90) -> None:
 
 
 def wait_for_node(api: Api, spec: Spec, timeout: float = 60) -> None:
-    """Waits until the node is Ready, takes pods and has the pod network that CNI was told of."""
+    """Gives the node its pod network and waits until it is Ready and takes pods."""
     path = f"/api/v1/nodes/{spec.layout.node_name}"
+    network = spec.addresses.node_pod_cidr
+    wait_until("the kubelet to register the node", lambda: api.find(path), timeout)
+    api.merge(path, {"spec": {"podCIDR": network, "podCIDRs": [network]}})
     wait_until("the node's Ready condition", lambda: node_usable(api.find(path)), timeout)
-    wait_until("the node's pod network", lambda: api.get(path)["spec"].get("podCIDR"), timeout)
-    found = api.get(path)["spec"]["podCIDR"]
-    if found != spec.addresses.node_pod_cidr:
-        raise ClusterError(f"the node got the pod network {found}, but CNI uses {spec.addresses.node_pod_cidr}")
 
 
 def node_usable(node: Object | None) -> bool:
@@ -82,5 +80,6 @@ def node_usable(node: Object | None) -> bool:
 
 def wait_for_service_accounts(api: Api, timeout: float = 30) -> None:
     """Until the default namespace can run pods, they are refused for want of a service account."""
-    paths = ["/api/v1/namespaces/default/serviceaccounts/default", "/api/v1/namespaces/default/configmaps/kube-root-ca.crt"]
+    namespace = "/api/v1/namespaces/default"
+    paths = [f"{namespace}/serviceaccounts/default", f"{namespace}/configmaps/kube-root-ca.crt"]
     wait_until("the default service account", lambda: all(api.find(path) for path in paths), timeout)

@@ -19,7 +19,6 @@ SOURCE_PACKAGE = "kubernetes"
 # The vendored reflect2 1.0.1 crashes under Go 1.18 and newer; Debian packages the fixed 1.0.2 as source.
 REFLECT_PACKAGE = "golang-github-modern-go-reflect2-dev"
 REFLECT_FOLDER = "github.com/modern-go/reflect2"
-OLD_DEBIANS = 12
 
 
 def built_folder(cache: Path) -> Path:
@@ -66,7 +65,7 @@ def fetch_source(work: Path) -> Path:
     trees = list(work.glob(f"{SOURCE_PACKAGE}-*/"))
     if len(trees) != 1 or f"really{str(VERSION)[1:]}" not in trees[0].name:
         found = ", ".join(tree.name for tree in trees) or "nothing"
-        raise ClusterError(f"expected Kubernetes {VERSION} from Debian {OLD_DEBIANS}, found {found}; use --binaries DIR")
+        raise ClusterError(f"expected Kubernetes {VERSION} of Debian 12, found {found}; use --binaries DIR")
     return trees[0]
 
 

@@ -52,7 +52,7 @@ def _newer_kubelet_fields(spec: Spec) -> dict[str, Any]:
 
 
 def kube_proxy_config(spec: Spec) -> dict[str, Any]:
-    """A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1); conntrack limits belong to the machine: left alone."""
+    """A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1); conntrack limits are the machine's."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -87,18 +87,18 @@ def cni_config(spec: Spec) -> dict[str, Any]:
 
 
 def containerd_config(spec: Spec) -> str:
-    """containerd 1.6's configuration (version 2, TOML); inside the node `/run` is the node's own."""
+    """The configuration of containerd 1.6 (version 2, TOML); inside the node `/run` is the node's own."""
     cri = 'plugins."io.containerd.grpc.v1.cri"'
-    runc = f'{cri}.containerd.runtimes.runc'
+    runc = f"{cri}.containerd.runtimes.runc"
+    # opt would make /opt/containerd; the snapshotters need file systems or devices that are not there.
+    snapshotters = ["aufs", "btrfs", "devmapper", "zfs"]
+    disabled = ["internal.v1.opt", "internal.v1.tracing", "tracing.processor.v1.otlp"]
+    disabled += [f"snapshotter.v1.{name}" for name in snapshotters]
     lines = [
         "version = 2",
         f"root = {_toml(spec.layout.node_root / 'containerd')}",
         'state = "/run/containerd"',
-        # opt would make /opt/containerd; the snapshotters need file systems or devices that are not there.
-        "disabled_plugins = ["
-        '"io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs", '
-        '"io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs", '
-        '"io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]',
+        f"disabled_plugins = {json.dumps([f'io.containerd.{name}' for name in disabled])}",
         "[grpc]",
         f"address = {_toml(spec.layout.containerd_socket)}",
         f"[{cri}]",

@@ -2,11 +2,11 @@
 
 What changed between 1.20 and 1.36 and matters here:
 
-- `--port` (the insecure ports of controller manager and scheduler) must be closed before 1.24 and is unknown from 1.24.
+- `--port` (insecure port of controller manager and scheduler) must be closed before 1.24 and is unknown from 1.24.
 - `--network-plugin`, `--cni-*` belonged to dockershim: needed before 1.24, unknown from 1.24.
 - `--container-runtime=remote` is needed before 1.24, ignored until 1.26 and unknown from 1.27.
 - `--container-runtime-endpoint` moved into the kubelet's configuration in 1.27; the flag is for older ones.
-- `--pod-infra-container-image` protects the pause image from garbage collection before 1.27; later ones ask the runtime.
+- `--pod-infra-container-image` protects the pause image from garbage collection before 1.27.
 """
 
 from dataclasses import dataclass
@@ -101,8 +101,8 @@ def controller_manager_flags(spec: Spec) -> list[str]:
     pki = spec.layout.pki
     return [
         *_client_flags(spec, "controller-manager"),
-        "--allocate-node-cidrs=true",
-        f"--cluster-cidr={spec.addresses.pod_cidr}",
+        # `up` gives the node its pod network: before 1.22 the node IPAM controller first sleeps for 10 s.
+        "--allocate-node-cidrs=false",
         f"--service-cluster-ip-range={spec.addresses.service_cidr}",
         f"--cluster-signing-cert-file={pki / 'ca.crt'}",
         f"--cluster-signing-key-file={pki / 'ca.key'}",

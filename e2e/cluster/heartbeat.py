@@ -1,7 +1,7 @@
 """Keeps API-only nodes Ready, and the claimed GPUs of the real node in its status.
 
-A node whose Lease is not renewed for 40 s is marked unreachable by the node controller. This process renews the Leases of
-nodes that have no kubelet. It also puts a claimed GPU capacity back if a kubelet that starts anew has reset it.
+A node whose Lease is not renewed for 40 s is marked unreachable by the node controller. This process renews the Leases
+of nodes that have no kubelet. It also puts a claimed GPU capacity back if a kubelet that starts anew has reset it.
 
     python -m e2e.cluster.heartbeat --kubeconfig FILE
 """

@@ -111,7 +111,7 @@ class Addresses:
 
     @property
     def node_pod_cidr(self) -> str:
-        """The first /24: the controller manager gives it to the first node that registers."""
+        """The part of the pod network that belongs to the node."""
         return f"10.{244 + self.slot}.0.0/24"
 
     @property

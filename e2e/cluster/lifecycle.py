@@ -14,7 +14,7 @@ from e2e.cluster.flags import NodeFacts, Spec, Tools
 from e2e.cluster.layout import Layout
 from e2e.cluster.progress import Progress
 from e2e.cluster.record import Record, read_record, write_record
-from e2e.cluster.versions import KubeVersion, binaries_version
+from e2e.cluster.versions import binaries_version
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The cable between the machine and the node, and the way out for pods.
 
-The node lives in its own network namespace, so that the bridge, kube-proxy's and CNI's rules vanish with it. On the machine
-there are: one veth interface with routes to pods and Services, three iptables rules that carry a comment with the cluster's
-name, and forwarding switched on (restored when the last cluster goes).
+The node lives in its own network namespace, so that the bridge, kube-proxy's and CNI's rules vanish with it. On the
+machine there are: one veth interface with routes to pods and Services, three iptables rules whose comment names the
+cluster, and forwarding switched on (restored when the last cluster goes).
 """
 
 import json
@@ -52,6 +52,8 @@ def connect(addresses: Addresses, layout: Layout, init: int) -> None:
     node = (
         f"link set lo up\naddr add {addresses.node}/30 dev {NODE_INTERFACE}\nlink set {NODE_INTERFACE} up\n"
         f"route add default via {addresses.host}\n"
+        # On a cloud's machine, the metadata service with its credentials is none of a pod's business.
+        "route add unreachable 169.254.0.0/16\n"
     )
     inside = ["nsenter", "--target", str(init), "--net"]
     shell.run([*inside, "ip", "-batch", "-"], text_input=node)
@@ -65,8 +67,9 @@ def connect(addresses: Addresses, layout: Layout, init: int) -> None:
 def _rules(addresses: Addresses, layout: Layout) -> list[list[str]]:
     comment = ["-m", "comment", "--comment", rule_comment(layout)]
     interface = addresses.interface
+    way_out = f"-t nat -A POSTROUTING -s {addresses.link_cidr} ! -o {interface}".split()
     return [
-        ["-t", "nat", "-A", "POSTROUTING", "-s", addresses.link_cidr, "!", "-o", interface, *comment, "-j", "MASQUERADE"],
+        [*way_out, *comment, "-j", "MASQUERADE"],
         ["-t", "filter", "-I", "FORWARD", "-i", interface, *comment, "-j", "ACCEPT"],
         ["-t", "filter", "-I", "FORWARD", "-o", interface, *comment, "-j", "ACCEPT"],
     ]

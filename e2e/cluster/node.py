@@ -88,8 +88,12 @@ def _components(spec: Spec) -> Iterable[dict[str, Any]]:
     yield _component(spec, "containerd", [tools.containerd, "--config", spec.layout.config / "containerd.toml"])
     yield _component(spec, "etcd", [tools.etcd, *flags.etcd_flags(spec)])
     yield _component(spec, "kube-apiserver", [binaries / "kube-apiserver", *flags.api_server_flags(spec)])
+    kubelet = [binaries / "kubelet", *flags.kubelet_flags(spec)]
+    if spec.version.at_least(1, 24):
+        yield _component(spec, "kubelet", kubelet, gate=ready)
+    else:  # it first looks 5 s for a Docker that is not there: meanwhile the API server starts
+        yield _component(spec, "kubelet", kubelet)
     for name, arguments in (
-        ("kubelet", flags.kubelet_flags(spec)),
         ("kube-controller-manager", flags.controller_manager_flags(spec)),
         ("kube-scheduler", flags.scheduler_flags(spec)),
         ("kube-proxy", flags.kube_proxy_flags(spec)),
@@ -121,7 +125,7 @@ def start(spec: Spec, plan: Path) -> None:
     ready, told = os.pipe()
     with (layout.logs / "supervisor.log").open("ab") as log:
         wrapper = subprocess.Popen(
-            ["unshare", *namespaces, "--", *supervisor],
+            ["unshare", *namespaces, "--", *map(str, supervisor)],
             stdin=ready,
             stdout=log,
             stderr=log,
@@ -151,5 +155,3 @@ def _first_process(wrapper: "subprocess.Popen[bytes]", timeout: float = 10.0) ->
 
 def wait_for_containerd(spec: Spec) -> None:
     wait_until("containerd", spec.layout.containerd_socket.exists, 30)
-
-

@@ -1,6 +1,6 @@
-"""Nodes that are API objects only, and devices that only the API knows: GPU scheduling by the real scheduler, without GPUs."""
+"""Nodes and devices that only the API knows: GPU scheduling by the real scheduler, without GPUs."""
 
-import datetime
+import datetime as dt
 import re
 from dataclasses import dataclass
 
@@ -116,13 +116,14 @@ def _conditions() -> list[Object]:
 
 
 def _node_info(version: str) -> dict[str, str]:
-    known = {"kubeletVersion": version, "kubeProxyVersion": version, "operatingSystem": "linux", "architecture": "amd64"}
+    known = {"kubeletVersion": version, "kubeProxyVersion": version}
+    known |= {"operatingSystem": "linux", "architecture": "amd64"}
     unknown = ("machineID", "systemUUID", "bootID", "kernelVersion", "osImage", "containerRuntimeVersion")
     return dict.fromkeys(unknown, "") | known
 
 
 def timestamp(*, microseconds: bool = False) -> str:
-    now = datetime.datetime.now(datetime.UTC)
+    now = dt.datetime.now(dt.UTC)
     return now.strftime("%Y-%m-%dT%H:%M:%S.%fZ" if microseconds else "%Y-%m-%dT%H:%M:%SZ")
 
 

@@ -30,7 +30,7 @@ BUILD_PROGRAMS = {"go": "golang-go", "rsync": "rsync", "make": "make", "dpkg-sou
 UNPACKED = ("etcd-server", "containerd", "runc", "containernetworking-plugins")
 
 POLICY = Path("/usr/sbin/policy-rc.d")
-POLICY_TEXT = "#!/bin/sh\n# Written by kvasir's test cluster while packages are installed: no daemon is started.\nexit 101\n"
+POLICY_TEXT = "#!/bin/sh\n# Written by kvasir's test cluster while it installs packages: start no daemon.\nexit 101\n"
 APT_ENVIRONMENT = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
 
 

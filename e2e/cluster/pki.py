@@ -1,6 +1,6 @@
 """The cluster's certificates: three authorities (cluster, front proxy, etcd), EC keys, one identity per component."""
 
-import datetime
+import datetime as dt
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from e2e.cluster.layout import CLUSTER_DOMAIN, Addresses
 
-LIFETIME = datetime.timedelta(days=3650)
-BACKDATED = datetime.timedelta(hours=1)  # so that a clock set back a little does not refuse them
+LIFETIME = dt.timedelta(days=3650)
+BACKDATED = dt.timedelta(hours=1)  # so that a clock set back a little does not refuse them
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Authority:
 
 
 def cluster_identities(addresses: Addresses, node_name: str) -> list[Identity]:
-    """The identities signed by the cluster's authority; users and groups are those that RBAC's bootstrap policy knows."""
+    """The identities that the cluster's authority signs; users and groups are those of RBAC's bootstrap policy."""
     service_names = ("kubernetes", "kubernetes.default", "kubernetes.default.svc")
     return [
         Identity(
@@ -76,9 +76,11 @@ def write_pki(folder: Path, addresses: Addresses, node_name: str) -> None:
 def _write_authority(folder: Path, file: str, name: str) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    builder = _builder(subject, subject, key).add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+    builder = _builder(subject, subject, key).add_extension(
+        x509.BasicConstraints(ca=True, path_length=None), critical=True
+    )
     usage = _key_usage(signs_certificates=True)
-    certificate = builder.add_extension(usage, True).sign(key, hashes.SHA256())
+    certificate = builder.add_extension(usage, critical=True).sign(key, hashes.SHA256())
     _write_pair(folder, file, certificate, key)
     return Authority(certificate, key)
 
@@ -88,12 +90,12 @@ def _write_certificate(folder: Path, identity: Identity, authority: Authority) -
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in identity.groups]
     attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, identity.user))
     builder = _builder(x509.Name(attributes), authority.certificate.subject, key)
-    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
-    builder = builder.add_extension(_key_usage(signs_certificates=False), True)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(_key_usage(signs_certificates=False), critical=True)
     usages = [ExtendedKeyUsageOID.CLIENT_AUTH, *([ExtendedKeyUsageOID.SERVER_AUTH] if identity.serves else [])]
-    builder = builder.add_extension(x509.ExtendedKeyUsage(usages), False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     if identity.serves:
-        builder = builder.add_extension(x509.SubjectAlternativeName(_alternative_names(identity)), False)
+        builder = builder.add_extension(x509.SubjectAlternativeName(_alternative_names(identity)), critical=False)
     _write_pair(folder, identity.file, builder.sign(authority.key, hashes.SHA256()), key)
 
 
@@ -103,7 +105,7 @@ def _alternative_names(identity: Identity) -> list[x509.GeneralName]:
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
-    start = datetime.datetime.now(datetime.UTC) - BACKDATED
+    start = dt.datetime.now(dt.UTC) - BACKDATED
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
     builder = builder.serial_number(x509.random_serial_number())
     return builder.not_valid_before(start).not_valid_after(start + LIFETIME)

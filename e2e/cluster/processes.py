@@ -1,8 +1,8 @@
 """Finds and ends the cluster's processes, without ever touching another's.
 
 Every process that `up` starts carries KVASIR_CLUSTER_STATE in its environment, so a process is known by what the kernel
-says about it now, not by a number in a file that may be somebody else's since. It is ended through a pidfd that is opened
-before the environment is read again: a recycled pid can never be hit.
+says about it now, not by a number in a file that may be somebody else's since. It is ended through a pidfd that is
+opened before the environment is read again: a recycled pid can never be hit.
 """
 
 import contextlib
@@ -48,9 +48,9 @@ def cluster_processes(state: Path) -> list[Process]:
 
 
 def _environments() -> Iterator[tuple[int, dict[str, str]]]:
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            yield int(entry), _environment(int(entry))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            yield int(entry.name), _environment(int(entry.name))
 
 
 def _environment(pid: int) -> dict[str, str]:

@@ -1,11 +1,11 @@
 """The node's first process: starts the components, starts them again when they end, reaps orphans.
 
 Runs as process 1 of the node's own PID namespace, so its end is the end of every process of the cluster. It is run as a
-plain file by any Python and imports nothing but the standard library. The plan (JSON) is a list of components:
+plain file by any Python and imports nothing but the standard library. The plan (JSON) holds a list of components:
 
-    {"name", "argv", "env", "log", "network": "node"|"host", "gate": null | "unix:/path" | "https://host:port/path"}
+    {"name", "argv", "env", "log", "network": "node"|"host", "gate": "https://host:port/path" or absent}
 
-A component with a gate is first started when the gate answers. `report` is rewritten whenever a component starts or ends.
+A component with a gate is first started when the gate answers 200. `report` is rewritten whenever one starts or ends.
 """
 
 import ctypes
@@ -13,7 +13,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import ssl
 import sys
 import time
@@ -24,7 +23,8 @@ from urllib.parse import urlsplit
 
 POLL = 0.1  # seconds between looks at gates and ended children
 BACKOFF = (0.2, 1.0, 3.0, 10.0)  # seconds before a component is started again, by how often it ended so far
-RESOLVER_FOLDERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")  # where /etc/resolv.conf may point
+# Where /etc/resolv.conf may point.
+RESOLVER_FOLDERS = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager")
 LASTED = 60.0  # seconds after which a component counts as healthy again
 
 
@@ -93,13 +93,14 @@ def _mount(source: str, target: str, kind: str = "none", *, flags: int = 0) -> N
         raise OSError(number, f"mount {source} on {target}: {os.strerror(number)}")
 
 
+def _join_network(namespace: int) -> None:
+    if _libc.setns(namespace, 0) != 0:
+        raise OSError(ctypes.get_errno(), "cannot join the machine's network")
+
+
 def gate_open(gate: str, authority: str) -> bool:
     """Whether what a component waits for answers now."""
     try:
-        if gate.startswith("unix:"):
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(gate.removeprefix("unix:"))
-            return True
         parts = urlsplit(gate)
         context = ssl.create_default_context(cafile=authority)
         connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=2, context=context)
@@ -150,8 +151,8 @@ class Supervisor:
             null = os.open(os.devnull, os.O_RDONLY)
             for source, target in ((null, 0), (log, 1), (log, 2)):
                 os.dup2(source, target)
-            if component.network == "host" and _libc.setns(self.host_network, 0) != 0:
-                raise OSError(ctypes.get_errno(), "setns to the machine's network")
+            if component.network == "host":
+                _join_network(self.host_network)
             os.execve(component.argv[0], component.argv, component.env)
         except OSError as error:
             os.write(2, f"cannot start {component.argv[0]}: {error}\n".encode())
@@ -190,7 +191,7 @@ def main() -> None:
     """`supervisor.py PLAN HOST_NETWORK_FD`."""
     plan = json.loads(Path(sys.argv[1]).read_text())
     host_network = int(sys.argv[2])
-    os.set_inheritable(host_network, False)
+    os.set_inheritable(host_network, False)  # noqa: FBT003
     if not os.read(0, 1):  # `up` says here that the network is in place, or has ended without it
         sys.exit("the network was not put in place")
     mount_node(plan)

@@ -1,4 +1,4 @@
-"""Static volumes: a folder of the machine as a PersistentVolume. There is no StorageClass; claims name no class (`""`)."""
+"""Static volumes: a folder of the machine as a PersistentVolume. No StorageClass: claims name the class `""`."""
 
 from pathlib import Path
 
