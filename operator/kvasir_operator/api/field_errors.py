@@ -49,7 +49,8 @@ def problem_of(error: Mapping[str, Any]) -> str:
     wanted = _MEANT.get(context.get("pattern", "")) or _WANTED.get(kind)
     if wanted is None:
         return _own_words(error)
-    return f"must be {wanted.format(**context)}, got {show(error['input'])}"
+    bounds = {name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in context.items()}
+    return f"must be {wanted.format(**bounds)}, got {show(error['input'])}"
 
 
 def show(value: Any) -> str:
