@@ -28,10 +28,10 @@ class Why(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class CreateSecret:
-    """Make the Secret with the token of the operator port. Its value is drawn when it is made."""
+class ApplySecret:
+    """Make the Secret with the token of the operator port, which is drawn then, or mend it."""
 
-    kind: ClassVar[str] = "CreateSecret"
+    kind: ClassVar[str] = "ApplySecret"
     why: Why
     pod: str = ""
 
@@ -108,7 +108,7 @@ class Undrain:
     why: Why
 
 
-Action = CreateSecret | ApplyService | CreatePod | DeletePod | SetGates | Drain | Undrain
+Action = ApplySecret | ApplyService | CreatePod | DeletePod | SetGates | Drain | Undrain
 
 
 def identity(action: Action) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kvasir_operator.api.v1alpha1 import LastFailure
-from kvasir_operator.planning.failures import Failure, failure_of, failure_of_refusal, worst
+from kvasir_operator.planning.failures import Failure, failure_of, failure_of_refusal, failure_of_source, worst
 from kvasir_operator.planning.replicas import wanted_replicas
 from kvasir_operator.planning.state import Pod, Snapshot, Stage
 from kvasir_runtime.contract.admin_api import AdminState
@@ -20,10 +20,6 @@ class Facts:
     def wanted(self) -> int | None:
         """Replicas that should serve; None where the spec cannot be read."""
         return wanted_replicas(self.snapshot.spec) if self.snapshot.spec is not None else None
-
-    @cached_property
-    def valid(self) -> bool:
-        return self.snapshot.spec is not None and not self.snapshot.errors
 
     @cached_property
     def staying(self) -> list[Pod]:
@@ -57,7 +53,9 @@ class Facts:
 
     @cached_property
     def failure(self) -> Failure | None:
-        """The failure to show: of pods of the newest revision first, then of others, then of refused writes."""
+        """The failure to show: a refused source, pods of the newest revision, other pods, then refused writes."""
+        if self.snapshot.source_errors:
+            return failure_of_source(self.snapshot.source_errors)
         considered = [pod for pod in self.snapshot.pods if pod.stays or pod.stage is Stage.FINISHED]
         newest = [pod for pod in considered if pod.revision == self.snapshot.revision]
         refused = map(failure_of_refusal, self.snapshot.refusals)

@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final
 
 from kvasir_operator.api.conditions import ConditionType, Reason
+from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.planning.state import Container, Pod, PodPhase, Refusal, Termination
 from kvasir_runtime.contract.failures import FailureReport
 
@@ -50,6 +51,9 @@ TABLE: Final[Mapping[Reason, Row]] = {
     Reason.WEIGHTS_CORRUPT: Row(_MODEL, "Copy the model to its source again; a file is damaged."),
     Reason.SOURCE_UNREACHABLE: Row(_MODEL, "Check the address, the network and the proxy between node and source."),
     Reason.SOURCE_FORBIDDEN: Row(_MODEL, "Check the credentials in spec.model.source.secretName and their rights."),
+    Reason.SOURCE_NOT_ALLOWED: Row(
+        _MODEL, "Use another kind of source, or have the operator's settings allow this one."
+    ),
     Reason.CLAIM_NOT_FOUND: Row(_MODEL, "Create the volume claim, or correct spec.model.source.uri."),
     Reason.DISK_FULL: Row(_MODEL, "Give the nodes more disk, or keep the model in a volume claim (pvc://)."),
     # Memory
@@ -95,6 +99,12 @@ def failure_of_refusal(refusal: Refusal) -> Failure:
     cause = Reason.POD_REFUSED if refusal.action == "CreatePod" else Reason.INTERNAL_ERROR
     message = _cut(f"{refusal.action} failed: {refusal.message}")
     return Failure(refusal.pod, cause, message, TABLE[cause].remedy, refusal.since)
+
+
+def failure_of_source(errors: Iterable[FieldError]) -> Failure:
+    """A source that the operator's settings do not allow."""
+    cause = Reason.SOURCE_NOT_ALLOWED
+    return Failure("", cause, _cut("; ".join(map(str, errors))), TABLE[cause].remedy)
 
 
 def worst(failures: Iterable[Failure]) -> Failure | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
-from kvasir_operator.planning.actions import Action, ApplyService, CreatePod, CreateSecret, DeletePod, Plan, Why
+from kvasir_operator.planning.actions import Action, ApplySecret, ApplyService, CreatePod, DeletePod, Plan, Why
 from kvasir_operator.planning.drain import Departure, dismiss, drain
 from kvasir_operator.planning.gates import admit
 from kvasir_operator.planning.replicas import Decision, decide
@@ -24,7 +24,7 @@ def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
     """
     if snapshot.meta.deletion_timestamp is not None:
         return Plan()
-    if snapshot.spec is None or snapshot.errors:
+    if snapshot.spec is None or not snapshot.acceptable:
         return Plan(tuple(_admissions(pod for pod in snapshot.pods if pod.stays)))
     return _plan_valid(snapshot, snapshot.spec, now)
 
@@ -50,8 +50,8 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
 
 
 def _needs(snapshot: Snapshot) -> Iterable[Action]:
-    if snapshot.secret is ObjectState.MISSING:
-        yield CreateSecret(Why.MISSING)
+    if snapshot.secret is not ObjectState.CURRENT:
+        yield ApplySecret(Why.MISSING if snapshot.secret is ObjectState.MISSING else Why.OUTDATED)
     if snapshot.service is not ObjectState.CURRENT:
         yield ApplyService(Why.MISSING if snapshot.service is ObjectState.MISSING else Why.OUTDATED)
 

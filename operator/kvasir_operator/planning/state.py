@@ -12,6 +12,7 @@ from typing import Final
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.resources import names
+from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_runtime.contract.admin_api import AdminState, Phase
 
 
@@ -225,21 +226,29 @@ class Timings:
 class Snapshot:
     """All that planning looks at: one service and what belongs to it.
 
-    `spec` is None where it could not be read; `revision` names the template that the spec asks for, and is empty then.
+    `spec` and `template` are None where the object could not be read. `source_errors` are what the operator's settings
+    say against the model's source: the object itself is sound.
     `taken_names` are pods that are not the service's own but have names that it might choose.
     """
 
     meta: ObjectMeta
     spec: InferenceServiceSpec | None
     status: InferenceServiceStatus
+    template: RevisionTemplate | None = None
     revision: str = ""
     errors: tuple[FieldError, ...] = ()
+    source_errors: tuple[FieldError, ...] = ()
     pods: tuple[Pod, ...] = ()
     taken_names: frozenset[str] = frozenset()
     service: ObjectState = ObjectState.MISSING
     secret: ObjectState = ObjectState.MISSING
     refusals: tuple[Refusal, ...] = ()
     timings: Timings = Timings()
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether pods may be made and removed for this spec."""
+        return self.spec is not None and not self.errors and not self.source_errors
 
     @property
     def pod_names(self) -> frozenset[str]:

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from enum import StrEnum
+from typing import Final
 
-from kvasir_operator.api.conditions import Condition, drop_condition, set_condition
+from kvasir_operator.api.conditions import Condition, ConditionType, drop_condition, set_condition
 from kvasir_operator.api.v1alpha1 import (
     CapacityStatus,
     InferenceServiceStatus,
@@ -133,3 +135,30 @@ def _last_failure(failure: Failure | None, before: LastFailure | None, now: date
     return LastFailure(
         time=time, pod=failure.pod, cause=failure.cause.value, message=failure.message, remedy=failure.remedy
     )
+
+
+class Change(StrEnum):
+    """How much one status differs from another."""
+
+    NONE = "none"
+    DETAIL = "detail"
+    NEWS = "news"
+
+
+def change_between(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Change:
+    """Whether `after` is worth a write at once (news), soon (details: use of the cache, progress), or not at all."""
+    if before == after:
+        return Change.NONE
+    return Change.DETAIL if _without_details(before) == _without_details(after) else Change.NEWS
+
+
+def _without_details(status: InferenceServiceStatus) -> InferenceServiceStatus:
+    summary = status.summary.model_copy(update={"kv_cache": ""}) if status.summary is not None else None
+    conditions = [
+        each.model_copy(update={"message": ""}) if each.type in _TELLING_PROGRESS else each
+        for each in status.conditions
+    ]
+    return status.model_copy(update={"summary": summary, "conditions": conditions})
+
+
+_TELLING_PROGRESS: Final = frozenset({ConditionType.PROGRESSING, ConditionType.MODEL_AVAILABLE})

@@ -25,6 +25,7 @@ class Verdict:
 # | spec    | wanted | serving     | failure | Ready | reason            |
 # |---------|--------|-------------|---------|-------|-------------------|
 # | invalid | any    | any         | any     | False | InvalidSpec       |
+# | refused | any    | any         | any     | False | SourceNotAllowed  |
 # | valid   | 0      | any         | any     | False | ScaledToZero      |
 # | valid   | n      | n or more   | any     | True  | ReplicasReady     |
 # | valid   | n      | 1 to n - 1  | any     | True  | SomeReplicasReady |
@@ -33,8 +34,8 @@ class Verdict:
 def ready(facts: Facts) -> Verdict:
     """Ready: a request that is sent to the service is answered."""
     wanted, serving = facts.wanted, len(facts.serving)
-    if not facts.valid or wanted is None:
-        return Verdict("False", Reason.INVALID_SPEC, "; ".join(map(str, facts.snapshot.errors)))
+    if wanted is None or not facts.snapshot.acceptable:
+        return _refused(facts, "; ".join(map(str, facts.snapshot.errors)))
     if wanted == 0:
         return Verdict("False", Reason.SCALED_TO_ZERO, "no replicas are wanted")
     if serving >= wanted:
@@ -46,9 +47,16 @@ def ready(facts: Facts) -> Verdict:
     return Verdict("False", Reason.NO_REPLICAS_READY, f"0 of {wanted} replicas serve")
 
 
+def _refused(facts: Facts, message: str) -> Verdict:
+    """A spec that nothing is done for: contradictory, or with a source that the operator's settings refuse."""
+    if facts.snapshot.source_errors and not facts.snapshot.errors:
+        return Verdict("False", Reason.SOURCE_NOT_ALLOWED, _words(facts))
+    return Verdict("False", Reason.INVALID_SPEC, message)
+
+
 # | spec    | failure of the model | newest revision            | ModelAvailable | reason        |
 # |---------|----------------------|----------------------------|----------------|---------------|
-# | invalid | any                  | any                        | as before      |               |
+# | invalid | no                   | any                        | as before      |               |
 # | valid   | any                  | an engine has loaded it    | True           | ModelLoaded   |
 # | valid   | yes                  | none has loaded it         | False          | its cause     |
 # | valid   | no                   | a pod fetches it           | Unknown        | FetchingModel |
@@ -105,6 +113,7 @@ def accelerator_available(facts: Facts) -> Verdict | None:
 # | spec    | pods                                        | failure | Progressing | reason           |
 # |---------|---------------------------------------------|---------|-------------|------------------|
 # | invalid | any                                         | any     | False       | InvalidSpec      |
+# | refused | any                                         | any     | False       | SourceNotAllowed |
 # | valid   | some do not serve                           | yes     | False       | its cause        |
 # | valid   | of an old revision                          | no      | True        | RollingOut       |
 # | valid   | fewer than wanted                           | any     | True        | CreatingReplicas |
@@ -114,8 +123,8 @@ def accelerator_available(facts: Facts) -> Verdict | None:
 # | valid   | as wanted                                   | any     | False       | Converged        |
 def progressing(facts: Facts) -> Verdict:
     """Progressing: the service is on its way to what the spec asks for."""
-    if not facts.valid or facts.wanted is None:
-        return Verdict("False", Reason.INVALID_SPEC, "nothing is made or removed until the spec is valid")
+    if facts.wanted is None or not facts.snapshot.acceptable:
+        return _refused(facts, "nothing is made or removed until the spec is valid")
     if facts.failure is not None and (facts.waiting or not facts.staying) and facts.wanted > 0:
         return Verdict("False", facts.failure.cause, _words(facts))
     moving = _coming(facts, facts.wanted) or _going(facts, facts.wanted)

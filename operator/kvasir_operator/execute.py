@@ -1,0 +1,197 @@
+"""Execution: a plan's actions, one write each. Every write may be repeated; what is done already counts as success.
+
+What the API server answers goes into the store at once, so that the next look sees it before the watch tells it.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from kvasir_operator import metrics
+from kvasir_operator.api.base import format_time
+from kvasir_operator.api.v1alpha1 import ObjectMeta
+from kvasir_operator.cluster import PODS, SECRETS, SERVICES, STRATEGIC_PATCH, Cluster, Kind
+from kvasir_operator.errors import CONFLICT, ApiError, PodError
+from kvasir_operator.planning.actions import (
+    Action,
+    ApplySecret,
+    ApplyService,
+    CreatePod,
+    DeletePod,
+    Drain,
+    SetGates,
+    Undrain,
+)
+from kvasir_operator.planning.state import Snapshot
+from kvasir_operator.resources import names
+from kvasir_operator.resources.pod import build_pod
+from kvasir_operator.resources.secret import build_admin_secret
+from kvasir_operator.resources.service import build_service
+from kvasir_operator.scrape import Scraper
+from kvasir_operator.settings import Settings
+from kvasir_operator.store import ServiceKey, Store, owner_uid
+
+log = logging.getLogger(__name__)
+
+PARALLEL_WRITES: Final = 8
+"""Writes of one service at the same time: a scale-up by a hundred should not keep others waiting."""
+TOKEN_BYTES: Final = 32
+"""Random bytes of the operator port's token: 256 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """An action, and what went wrong with it; None when it is done."""
+
+    action: Action
+    error: ApiError | PodError | None = None
+
+
+class Executor:
+    """Acts. Holds nothing between calls."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        scraper: Scraper,
+        store: Store,
+        settings: Settings,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._cluster = cluster
+        self._scraper = scraper
+        self._store = store
+        self._settings = settings
+        self._clock = clock
+
+    async def execute(self, snapshot: Snapshot, actions: Sequence[Action], token: str | None) -> list[Outcome]:
+        """Do `actions` in their order, neighbours of the same kind together; a failed one does not stop the others."""
+        outcomes: list[Outcome] = []
+        limit = asyncio.Semaphore(PARALLEL_WRITES)
+        for _, group in itertools.groupby(actions, key=lambda action: action.kind):
+            outcomes += await asyncio.gather(*(self._try(snapshot, action, token, limit) for action in group))
+        return outcomes
+
+    async def _try(self, snapshot: Snapshot, action: Action, token: str | None, limit: asyncio.Semaphore) -> Outcome:
+        async with limit:
+            try:
+                await self._do(snapshot, action, token)
+            except (ApiError, PodError) as error:
+                metrics.ACTIONS.labels(action.kind, action.why, "error").inc()
+                metrics.ERRORS.labels(action.kind, _cause(error)).inc()
+                return Outcome(action, error)
+        metrics.ACTIONS.labels(action.kind, action.why, "done").inc()
+        log.info("%s %s: %s", action.kind, action.pod or snapshot.meta.name, action.why, extra=reference(snapshot.meta))
+        return Outcome(action)
+
+    async def _do(self, snapshot: Snapshot, action: Action, token: str | None) -> None:
+        meta = snapshot.meta
+        match action:
+            case ApplySecret():
+                await self._apply_owned(
+                    SECRETS, meta, build_admin_secret(meta, token or secrets.token_urlsafe(TOKEN_BYTES))
+                )
+            case ApplyService():
+                await self._apply_owned(SERVICES, meta, build_service(meta))
+            case CreatePod():
+                await self._create_pod(snapshot, action)
+            case SetGates():
+                await self._set_gates(meta, action)
+            case Drain():
+                await self._scraper.drain(action.ip, token or "", action.timeout_s)
+            case Undrain():
+                await self._scraper.undrain(action.ip, token or "")
+            case DeletePod():
+                await self._delete_pod(meta, action)
+
+    async def _apply_owned(self, kind: Kind, meta: ObjectMeta, manifest: dict[str, Any]) -> None:
+        """Create an object, or mend the one that is there if it is ours. Somebody else's is never touched."""
+        try:
+            made = await self._cluster.create(kind, meta.namespace, manifest)
+        except ApiError as error:
+            if not error.already_exists:
+                raise
+            found = await self._cluster.get(kind, meta.namespace, manifest["metadata"]["name"])
+            refuse_foreign(found, meta)
+            kept = {key: value for key, value in manifest.items() if key != "data" or "data" not in found}
+            made = await self._cluster.apply(kind, meta.namespace, kept)
+        self._store.put(kind, made)
+
+    async def _create_pod(self, snapshot: Snapshot, action: CreatePod) -> None:
+        meta, template = snapshot.meta, snapshot.template
+        assert template is not None, "no pods are planned for a spec that cannot be read"
+        manifest = build_pod(meta, template, action.pod, self._settings)
+        if action.attempt:
+            manifest["metadata"].setdefault("annotations", {})[names.ATTEMPT_ANNOTATION] = str(action.attempt)
+        try:
+            made = await self._cluster.create(PODS, meta.namespace, manifest)
+        except ApiError as error:
+            if not error.already_exists:
+                raise
+            made = await self._cluster.get(PODS, meta.namespace, action.pod)
+            refuse_foreign(made, meta)
+        self._store.put(PODS, made)
+
+    async def _set_gates(self, meta: ObjectMeta, action: SetGates) -> None:
+        """Merge the conditions into the pod's, by type; the uid makes it a conflict for a pod of the same name."""
+        now = format_time(self._clock())
+        conditions = [
+            {
+                "type": kind,
+                "status": "True" if gate.open else "False",
+                "reason": gate.reason,
+                "message": gate.message,
+                "lastTransitionTime": now,
+            }
+            for kind, gate in action.gates.items()
+        ]
+        body = {"metadata": {"uid": action.uid}, "status": {"conditions": conditions}}
+        try:
+            changed = await self._cluster.patch(PODS, meta.namespace, action.pod, body, STRATEGIC_PATCH, "status")
+        except ApiError as error:
+            if not error.not_found:
+                raise
+            self._store.remove(PODS, action.uid)
+        else:
+            self._store.put(PODS, changed)
+
+    async def _delete_pod(self, meta: ObjectMeta, action: DeletePod) -> None:
+        try:
+            answer = await self._cluster.delete(PODS, meta.namespace, action.pod, action.uid)
+        except ApiError as error:
+            if not error.not_found and not (error.status == CONFLICT and "UID" in str(error)):
+                raise
+            self._store.remove(PODS, action.uid)
+            return
+        if answer.get("kind") == "Pod" and "deletionTimestamp" in answer["metadata"]:
+            self._store.put(PODS, answer)
+        else:
+            self._store.remove(PODS, action.uid)
+
+
+def refuse_foreign(found: Mapping[str, Any], meta: ObjectMeta) -> None:
+    """Raise ApiError for an object that has our name and another owner."""
+    if owner_uid(found) != meta.uid:
+        kind, name = found.get("kind", "object"), found["metadata"]["name"]
+        message = f"{kind} {name} exists and does not belong to InferenceService {meta.name}: rename one of them"
+        raise ApiError(CONFLICT, "NameTaken", message)
+
+
+def reference(meta: ObjectMeta) -> dict[str, Any]:
+    """The service in a log record, as kopf's formatters show it."""
+    return {"k8s_ref": {"kind": "InferenceService", "namespace": meta.namespace, "name": meta.name, "uid": meta.uid}}
+
+
+def key_of_meta(meta: ObjectMeta) -> ServiceKey:
+    return ServiceKey(meta.namespace, meta.name)
+
+
+def _cause(error: ApiError | PodError) -> str:
+    if isinstance(error, ApiError):
+        return error.reason or str(error.status)
+    return "PodRefused" if error.status else "PodSilent"

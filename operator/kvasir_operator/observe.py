@@ -1,0 +1,242 @@
+"""Observation: one service and all that belongs to it, from the cache and from its engines, as a `Snapshot`."""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from kvasir_operator import metrics
+from kvasir_operator.api.field_errors import FieldError, from_validation_error
+from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus, ObjectMeta
+from kvasir_operator.api.validation import check
+from kvasir_operator.cluster import EVENTS, PODS, SECRETS, SERVICES, Cluster
+from kvasir_operator.errors import ApiError
+from kvasir_operator.planning.drift import covers
+from kvasir_operator.planning.failures import failure_of
+from kvasir_operator.planning.reading import read_pod
+from kvasir_operator.planning.state import NOT_ASKED, ObjectState, Pod, PodWarning, Refusal, Snapshot, Stage, Unknown
+from kvasir_operator.resources import names
+from kvasir_operator.resources.secret import build_admin_secret
+from kvasir_operator.resources.service import build_service
+from kvasir_operator.resources.sources import check_source
+from kvasir_operator.resources.template_hash import RevisionTemplate
+from kvasir_operator.scrape import Scraper
+from kvasir_operator.settings import Settings
+from kvasir_operator.store import ServiceKey, Store, owner_uid
+from kvasir_runtime.contract.admin_api import AdminState
+
+Manifest = Mapping[str, Any]
+
+STUCK_AFTER: Final = timedelta(seconds=3)
+"""A pod that has a node and no container for this long has probably had a Warning: its Events are read."""
+WARNINGS_AGE: Final = timedelta(seconds=10)
+"""How long Events that were read count as news, for a pod that stays stuck."""
+MOVING_AGE: Final = timedelta(seconds=0.3)
+"""How old an engine's answer may be while its pod starts or drains: several events of one change share a reading."""
+SILENCES: Final = (3, 30, 300)
+"""Unanswered readings in a row after which the API server is asked whether the pod still exists."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    """What one pod last said, and what its Events last said."""
+
+    state: AdminState | Unknown = NOT_ASKED
+    asked_at: datetime | None = None
+    silences: int = 0
+    warnings: tuple[PodWarning, ...] = ()
+    warned_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """What an InferenceService asks for, read from one generation of it."""
+
+    service: InferenceService | None
+    template: RevisionTemplate | None
+    errors: tuple[FieldError, ...]
+    source_errors: tuple[FieldError, ...]
+
+
+class Observer:
+    """Makes snapshots. Keeps the engines' last answers by pod uid, and forgets them with the pod."""
+
+    def __init__(
+        self, store: Store, scraper: Scraper, cluster: Cluster, settings: Settings, clock: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._scraper = scraper
+        self._cluster = cluster
+        self._settings = settings
+        self._clock = clock
+        self._samples: dict[ServiceKey, dict[str, _Sample]] = {}
+        self._desired: dict[ServiceKey, tuple[str, int, Desired]] = {}
+
+    async def look(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
+        """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone."""
+        manifest = self._store.service(key)
+        if manifest is None:
+            self._samples.pop(key, None)
+            self._desired.pop(key, None)
+            return None
+        uid = manifest["metadata"]["uid"]
+        own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == uid]
+        known = self._samples.setdefault(key, {})
+        self._samples[key] = {pod["metadata"]["uid"]: known.get(pod["metadata"]["uid"], _Sample()) for pod in own}
+        token = self.token(key)
+        pods = [read_pod(pod, self._samples[key][pod["metadata"]["uid"]].state) for pod in own]
+        await asyncio.gather(*(self._ask(key, pod, token) for pod in pods))
+        return self.recall(key, refusals)
+
+    def recall(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
+        """Make a snapshot of what is known already."""
+        manifest = self._store.service(key)
+        if manifest is None:
+            return None
+        meta = ObjectMeta.model_validate(manifest["metadata"])
+        desired = self._read(key, manifest)
+        pods = self._store.of_service(key, PODS)
+        template = desired.template
+        return Snapshot(
+            meta=meta,
+            spec=desired.service.spec if desired.service is not None else None,
+            status=_read_status(manifest),
+            template=template,
+            revision=template.digest() if template is not None else "",
+            errors=desired.errors,
+            source_errors=desired.source_errors,
+            pods=tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid))),
+            taken_names=frozenset(pod["metadata"]["name"] for pod in pods if owner_uid(pod) != meta.uid),
+            service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
+            secret=self._secret_state(key, meta),
+            refusals=refusals,
+        )
+
+    def token(self, key: ServiceKey) -> str | None:
+        """The bearer token of the service's engines; None while there is none."""
+        name = names.admin_secret_name(key.name)
+        for secret in self._store.of_service(key, SECRETS):
+            value = (secret.get("data") or {}).get(names.ADMIN_TOKEN_KEY)
+            if secret["metadata"]["name"] == name and value:
+                return _decode(value)
+        return None
+
+    def _secret_state(self, key: ServiceKey, meta: ObjectMeta) -> ObjectState:
+        """The value of the token is what it is: only that there is one matters."""
+        wanted = build_admin_secret(meta, "")
+        del wanted["data"]
+        state = _compare(self._store.of_service(key, SECRETS), wanted)
+        return ObjectState.OUTDATED if state is ObjectState.CURRENT and not self.token(key) else state
+
+    def forget_answer(self, key: ServiceKey, uid: str) -> None:
+        """Count the pod's last answer as old, because it was just told something."""
+        sample = self._samples.get(key, {}).get(uid)
+        if sample is not None:
+            sample.asked_at = None
+
+    def _pods(self, key: ServiceKey, manifests: Iterable[Manifest]) -> Iterable[Pod]:
+        samples = self._samples.get(key, {})
+        for manifest in manifests:
+            sample = samples.get(manifest["metadata"]["uid"], _Sample())
+            yield read_pod(manifest, sample.state, sample.warnings)
+
+    def _read(self, key: ServiceKey, manifest: Manifest) -> Desired:
+        """The typed spec; read once for each generation."""
+        uid, generation = manifest["metadata"]["uid"], manifest["metadata"].get("generation", 0)
+        kept = self._desired.get(key)
+        if kept is None or kept[:2] != (uid, generation):
+            kept = (uid, generation, read_desired(manifest, self._settings))
+            self._desired[key] = kept
+        return kept[2]
+
+    async def _ask(self, key: ServiceKey, pod: Pod, token: str | None) -> None:
+        """Bring one pod's sample up to date, if it is worth it."""
+        sample, now = self._samples[key][pod.uid], self._clock()
+        if not pod.has_process or pod.stage in (Stage.FINISHED, Stage.LEAVING) or not pod.ip:
+            sample.state = NOT_ASKED
+        elif token is None:
+            sample.state = Unknown("the Secret with the operator port's token is missing")
+        elif sample.asked_at is None or now - sample.asked_at >= self._age_limit(pod):
+            sample.state = await self._scraper.state(pod.ip, token)
+            sample.asked_at = now
+            sample.silences = sample.silences + 1 if isinstance(sample.state, Unknown) else 0
+            if sample.silences in SILENCES:
+                await self._verify(pod, key)
+        if not is_stuck(pod, now):
+            sample.warnings, sample.warned_at = (), None
+        elif sample.warned_at is None or now - sample.warned_at >= WARNINGS_AGE:
+            sample.warnings, sample.warned_at = await self._warnings(key, pod), now
+
+    def _age_limit(self, pod: Pod) -> timedelta:
+        if pod.stage is Stage.SERVING:
+            return timedelta(seconds=self._settings.scrape_seconds * 0.9)
+        return MOVING_AGE
+
+    async def _verify(self, pod: Pod, key: ServiceKey) -> None:
+        """Ask the API server for a pod that is silent: its end may have been missed."""
+        try:
+            self._store.put(PODS, await self._cluster.get(PODS, key.namespace, pod.name))
+        except ApiError as error:
+            if error.not_found:
+                self._store.remove(PODS, pod.uid)
+            else:
+                metrics.ERRORS.labels("verify", error.reason).inc()
+
+    async def _warnings(self, key: ServiceKey, pod: Pod) -> tuple[PodWarning, ...]:
+        """The Warnings about a pod, oldest first; none when they cannot be had, which is not worth a failure."""
+        selector = f"involvedObject.uid={pod.uid},type=Warning"
+        events: list[dict[str, Any]] = []
+        try:
+            async for page, _ in self._cluster.pages(EVENTS, key.namespace, query={"fieldSelector": selector}):
+                events += page
+        except ApiError as error:
+            metrics.ERRORS.labels("warnings", error.reason).inc()
+        events.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        return tuple(PodWarning(event.get("reason", ""), event.get("message", "")) for event in events)
+
+
+def is_stuck(pod: Pod, now: datetime) -> bool:
+    """Whether a pod's Events are worth reading: it should have a process, has none, and nothing else says why."""
+    if pod.ready or pod.deleting or not pod.node or now - pod.created_at < STUCK_AFTER:
+        return False
+    restarted = any(each.restarts for each in pod.containers)
+    return restarted or (failure_of(pod) is None and not any(each.running for each in pod.containers))
+
+
+def read_desired(manifest: Manifest, settings: Settings) -> Desired:
+    """Read and check an InferenceService. What is wrong with it is returned, never raised."""
+    try:
+        service = InferenceService.from_manifest(manifest)
+    except ValidationError as error:
+        return Desired(None, None, tuple(from_validation_error(error)), ())
+    errors, source_errors = tuple(check(service)), tuple(check_source(service.spec.model.source, settings))
+    template = RevisionTemplate.of(service, settings) if not errors and not source_errors else None
+    return Desired(service, template, errors, source_errors)
+
+
+def _read_status(manifest: Manifest) -> InferenceServiceStatus:
+    """The status as last written; what cannot be read counts as absent, since it can be computed again."""
+    try:
+        return InferenceServiceStatus.model_validate(manifest.get("status") or {})
+    except ValidationError:
+        return InferenceServiceStatus()
+
+
+def _compare(found: Iterable[Manifest], wanted: Manifest) -> ObjectState:
+    content = {key: value for key, value in wanted.items() if key not in ("apiVersion", "kind")}  # lists lack them
+    for manifest in found:
+        if manifest["metadata"]["name"] == wanted["metadata"]["name"]:
+            return ObjectState.CURRENT if covers(manifest, content) else ObjectState.OUTDATED
+    return ObjectState.MISSING
+
+
+def _decode(value: str) -> str | None:
+    try:
+        return base64.b64decode(value).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None

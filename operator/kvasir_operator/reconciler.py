@@ -1,0 +1,237 @@
+"""The control loop: one task for each service, woken by events of its objects and by time.
+
+A turn of a task: observe → plan → execute → status. It starts from whatever is there, so it does not matter which
+events were lost or repeated, or what the operator was doing when it was stopped.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from kvasir_operator import metrics
+from kvasir_operator.api.v1alpha1 import ObjectMeta
+from kvasir_operator.backoff import Backoff
+from kvasir_operator.cluster import Kind
+from kvasir_operator.errors import LeadershipLostError
+from kvasir_operator.events import EventRecorder
+from kvasir_operator.execute import Executor, Outcome, reference
+from kvasir_operator.observe import Observer
+from kvasir_operator.pacing import Pace, next_interval
+from kvasir_operator.planning.actions import Drain, Note, Undrain
+from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
+from kvasir_operator.planning.plan import make_plan
+from kvasir_operator.planning.replicas import wanted_replicas
+from kvasir_operator.planning.state import Snapshot
+from kvasir_operator.planning.status import make_status
+from kvasir_operator.settings import Settings
+from kvasir_operator.status_writer import StatusWriter
+from kvasir_operator.store import ServiceKey, Store
+
+log = logging.getLogger(__name__)
+
+EAGER_TURNS: Final = 5
+"""Turns in a row that may follow each other at once because something was done; then they wait like failures."""
+
+
+@dataclass(slots=True)
+class _Service:
+    """What is remembered of one service between turns; losing it costs time, never correctness."""
+
+    backoff: Backoff
+    writer: StatusWriter
+    woken: asyncio.Event = field(default_factory=asyncio.Event)
+    interval: float = 0.0
+    eager: int = 0
+    errors: int = 0
+    stages: Counter[str] = field(default_factory=Counter)
+
+
+class Reconciler:
+    """Runs the tasks. `notice` is told of everything that is watched."""
+
+    def __init__(
+        self,
+        store: Store,
+        observer: Observer,
+        executor: Executor,
+        recorder: EventRecorder,
+        make_writer: Callable[[ServiceKey], StatusWriter],
+        settings: Settings,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._store = store
+        self._observer = observer
+        self._executor = executor
+        self._recorder = recorder
+        self._make_writer = make_writer
+        self._settings = settings
+        self._clock = clock
+        self._pace = Pace(settings.scrape_seconds, max(settings.scrape_seconds, settings.resync_seconds))
+        self._slots = asyncio.Semaphore(settings.max_concurrent_reconciles)
+        self._services: dict[ServiceKey, _Service] = {}
+        self._tasks: dict[ServiceKey, asyncio.Task[None]] = {}
+        self._started = False
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set to an exception when this process must stop acting."""
+
+    def notice(self, kind: Kind, change: str | None, manifest: Mapping[str, Any]) -> None:
+        """Take in a watch event, and wake its service if that is news."""
+        if change == "DELETED":
+            version = manifest["metadata"].get("resourceVersion", "")
+            key = self._store.remove(kind, manifest["metadata"]["uid"], int(version) if version.isdecimal() else 0)
+        else:
+            key = self._store.put(kind, manifest)
+        if key is not None:
+            self.wake(key)
+
+    def start(self) -> None:
+        """Begin to act: from now on every service that is known or becomes known has its task."""
+        self._started = True
+        for key in list(self._store.services()):
+            self.wake(key)
+
+    def wake(self, key: ServiceKey) -> None:
+        """Have the service looked at soon. Waking it often is waking it once."""
+        if not self._started:
+            return
+        if key not in self._tasks:
+            if self._store.service(key) is None:
+                return
+            self._services[key] = self._make_service(key)
+            self._tasks[key] = asyncio.create_task(self._follow(key), name=f"service {key}")
+            metrics.SERVICES.set(len(self._tasks))
+        self._services[key].woken.set()
+
+    async def stop(self) -> None:
+        """End all tasks; writes that were sent are awaited no longer, the next operator goes on from what they did."""
+        self._started = False
+        tasks = list(self._tasks.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _make_service(self, key: ServiceKey) -> _Service:
+        settings = self._settings
+        backoff = Backoff(settings.backoff_initial_seconds, settings.backoff_max_seconds, random.random)
+        return _Service(backoff, self._make_writer(key))
+
+    async def _follow(self, key: ServiceKey) -> None:
+        service = self._services[key]
+        try:
+            while True:
+                service.woken.clear()
+                wait = await self._guarded_turn(key, service)
+                if wait is None:
+                    return
+                await _wait(service.woken, wait)
+        except LeadershipLostError as error:
+            if not self.failed.done():
+                self.failed.set_exception(error)
+        finally:
+            del self._tasks[key], self._services[key]
+            self._count(service, Counter())
+            metrics.SERVICES.set(len(self._tasks))
+
+    async def _guarded_turn(self, key: ServiceKey, service: _Service) -> float | None:
+        """One turn when a slot is free; an error is shown and the turn tried again later. None: the service is gone."""
+        with metrics.WAITING.track_inprogress():
+            await self._slots.acquire()
+        started = time.perf_counter()
+        try:
+            wait = await self._turn(key, service)
+        except LeadershipLostError:
+            raise
+        except Exception as error:
+            service.errors += 1
+            metrics.RECONCILES.labels("error").inc()
+            metrics.ERRORS.labels("reconcile", type(error).__name__).inc()
+            log.exception("service %s could not be looked after, attempt %d", key, service.errors)
+            return service.backoff.wait(service.errors)
+        finally:
+            self._slots.release()
+            metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
+        service.errors = 0
+        metrics.RECONCILES.labels("done" if wait is not None else "gone").inc()
+        return wait
+
+    async def _turn(self, key: ServiceKey, service: _Service) -> float | None:
+        """Observe, plan, execute, tell. Returns seconds until the next turn."""
+        snapshot = await self._observer.look(key, service.backoff.refusals)
+        if snapshot is None:
+            return None
+        plan = make_plan(snapshot, self._clock())
+        actions = service.backoff.admit(plan.actions, self._clock())
+        outcomes = await self._executor.execute(snapshot, actions, self._observer.token(key))
+        self._take_in(key, service, outcomes)
+        after = self._observer.recall(key, service.backoff.refusals)
+        if after is None:
+            return None
+        details_due = await self._tell(service, snapshot, after, outcomes)
+        self._count(service, Counter(pod.stage for pod in after.pods))
+        return self._next(service, after, outcomes, (plan.due, service.backoff.due, details_due))
+
+    def _take_in(self, key: ServiceKey, service: _Service, outcomes: list[Outcome]) -> None:
+        for outcome in outcomes:
+            action = outcome.action
+            if outcome.error is None:
+                service.backoff.succeeded(action)
+            else:
+                service.backoff.failed(action, outcome.error, self._clock())
+            if isinstance(action, Drain | Undrain):
+                self._observer.forget_answer(key, action.uid)
+
+    async def _tell(
+        self, service: _Service, before: Snapshot, after: Snapshot, outcomes: list[Outcome]
+    ) -> datetime | None:
+        """Write the status and the Events; returns when to write details of the status that have to wait."""
+        if after.meta.deletion_timestamp is not None:
+            return None
+        status = make_status(after, self._clock())
+        done = [outcome.action for outcome in outcomes if outcome.error is None]
+        wanted = wanted_replicas(before.spec) if before.spec is not None else 0
+        notes = [*notes_on_actions(done, before.status, wanted), *notes_on_status(after.status, status)]
+        due = await service.writer.write(after.meta, after.status, status)
+        await self._record(after.meta, notes)
+        return due
+
+    async def _record(self, meta: ObjectMeta, notes: list[Note]) -> None:
+        for note in notes:
+            level = logging.WARNING if note.warning else logging.INFO
+            log.log(level, "%s: %s", note.reason, note.message, extra=reference(meta))
+            await self._recorder.record(meta, note)
+
+    def _next(
+        self, service: _Service, after: Snapshot, outcomes: list[Outcome], dues: tuple[datetime | None, ...]
+    ) -> float:
+        """Seconds to the next turn: at once when something was done, else when something is due or might have moved."""
+        if any(outcome.error is None for outcome in outcomes):
+            service.eager += 1
+            over = service.eager - EAGER_TURNS
+            return 0.0 if over <= 0 else service.backoff.wait(over)
+        service.eager = 0
+        now = self._clock()
+        service.interval = next_interval(after, service.interval, self._pace, now)
+        waits = [(due - now) / timedelta(seconds=1) for due in dues if due is not None]
+        jittered = service.interval * (0.9 + 0.2 * random.random())  # noqa: S311 - spreads load, guards nothing
+        return max(0.0, min([jittered, *waits]))
+
+    def _count(self, service: _Service, stages: Counter[str]) -> None:
+        """Keep the gauge of pods by stage up to date."""
+        for stage in service.stages.keys() | stages.keys():
+            metrics.PODS.labels(stage).inc(stages[stage] - service.stages[stage])
+        service.stages = stages
+
+
+async def _wait(woken: asyncio.Event, seconds: float) -> None:
+    """Until woken, or for so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await woken.wait()
+    except TimeoutError:
+        return
