@@ -87,19 +87,8 @@ def test_a_service_that_cannot_start_says_why(
     """Ready is False with a message that names what is wrong; lastFailure holds cause and remedy."""
     kubectl.apply(broken(kind, model_uri))
 
-    def told() -> Object | None:
-        service = kubectl.get("isvc", "broken")
-        ready = services.condition(service, "Ready")
-        return (
-            ready
-            if ready.get("status") == "False" and all(word in ready.get("message", "") for word in words)
-            else None
-        )
-
-    try:
-        ready = wait_for(f"the reason: {words}", told, timeout=SAYS_WHY_WITHIN + STARTS_WITHIN.get(kind, 0.0))
-    except TimeoutError as error:
-        raise AssertionError(f"{error}; status {services.status(kubectl, 'broken')}") from None
+    within = SAYS_WHY_WITHIN + STARTS_WITHIN.get(kind, 0.0)
+    ready = services.wait_condition(kubectl, "broken", "Ready", "False", *words, timeout=within)
     assert ready["reason"]
     failure = services.status(kubectl, "broken").get("lastFailure") or {}
     if kind != "outside":

@@ -78,6 +78,20 @@ def wait_ready(kubectl: Kubectl, name: str, replicas: int = 1, timeout: float = 
         raise TimeoutError(f"{error}; status: {status(kubectl, name)}") from None
 
 
+def wait_condition(kubectl: Kubectl, name: str, kind: str, value: str, *words: str, timeout: float) -> Object:
+    """Wait until a condition has that status and its message all the words; returns it."""
+
+    def look() -> Object | None:
+        found = condition(kubectl.get("isvc", name), kind)
+        says_so = all(word in found.get("message", "") for word in words)
+        return found if found.get("status") == value and says_so else None
+
+    try:
+        return wait_for(f"{name}: {kind}={value} with {words}", look, timeout=timeout)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; status: {status(kubectl, name)}") from None
+
+
 @contextmanager
 def endpoint(environment: Environment, kubectl: Kubectl, name: str) -> Iterator[str]:
     """The base address of the service as seen from here: its cluster address, or a forwarded port elsewhere."""
