@@ -137,7 +137,7 @@ def _object_schema() -> Manifest:
                 "properties": {"name": {"type": "string", "maxLength": NAME_MAX_LENGTH, "pattern": NAME_PATTERN}},
             },
             "spec": structural_schema(InferenceServiceSpec),
-            "status": structural_schema(InferenceServiceStatus),
+            "status": structural_schema(InferenceServiceStatus, defaults=False),
         },
     }
 

@@ -28,26 +28,27 @@ _KEPT: Final = (
 """Keywords that mean the same in both."""
 
 
-def structural_schema(model: type[ApiModel]) -> Schema:
-    """The schema of a model and all that it holds. Raises ValueError for a type that has no structural form."""
+def structural_schema(model: type[ApiModel], *, defaults: bool = True) -> Schema:
+    """The schema of a model and all that it holds, with default values or without, as a status must be.
+
+    Raises ValueError for a type that has no structural form.
+    """
     schema = model.model_json_schema(mode="validation", by_alias=True)
-    return _convert(schema, schema.get("$defs", {}))
+    return _convert(schema, schema.get("$defs", {}), defaults)
 
 
-def _convert(node: Schema, definitions: Schema) -> Schema:
+def _convert(node: Schema, definitions: Schema, defaults: bool) -> Schema:
     node = _resolved(node, definitions)
-    found: Schema = {}
-    if description := _description(node):
-        found["description"] = description
+    default = _default(node) if defaults else {}
+    found: Schema = {"description": text} if (text := _description(node, default)) else {}
     found |= {key: node[key] for key in _KEPT if key in node}
     found |= {key: value for key, value in node.items() if key.startswith("x-kubernetes-")}
-    found |= _bounds(node) | _format(node) | _default(node)
+    found |= _bounds(node) | _format(node) | default
     if "properties" in node:
-        found["properties"] = {name: _convert(each, definitions) for name, each in node["properties"].items()}
-    if isinstance(node.get("additionalProperties"), dict):
-        found["additionalProperties"] = _convert(node["additionalProperties"], definitions)
-    if "items" in node:
-        found["items"] = _convert(node["items"], definitions)
+        found["properties"] = {name: _convert(each, definitions, defaults) for name, each in node["properties"].items()}
+    for key in ("additionalProperties", "items"):
+        if isinstance(node.get(key), dict):
+            found[key] = _convert(node[key], definitions, defaults)
     if "type" not in found and "x-kubernetes-int-or-string" not in found:
         message = f"no structural form for {node}"
         raise ValueError(message)
@@ -91,13 +92,13 @@ def _default(node: Schema) -> Schema:
     return {} if value is None or isinstance(value, dict | list) else {"default": value}
 
 
-def _description(node: Schema) -> str:
+def _description(node: Schema, default: Schema) -> str:
     """The field's own words, then what it may be and what it is by default, for clients that show nothing else."""
     text = " ".join(node.get("description", "").split())
     body = text.removesuffix(NOT_YET).rstrip()
     values = [str(value) for value in node.get("enum", [])]
     if any(value not in body for value in values):
         body += f" One of {', '.join(values)}."
-    for value in _default(node).values():
+    for value in default.values():
         body += f" Default: {str(value).lower() if isinstance(value, bool) else value}."
     return f"{body} {NOT_YET}".strip() if text.endswith(NOT_YET) else body.strip()
