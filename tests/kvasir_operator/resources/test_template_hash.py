@@ -1,0 +1,108 @@
+"""What makes another revision, and what does not."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kvasir_operator.api.v1alpha1 import InferenceService
+from kvasir_operator.resources.revision import build_revision, template_of
+from kvasir_operator.resources.template_hash import RevisionTemplate
+from kvasir_operator.settings import Settings
+
+MakeService = Callable[..., InferenceService]
+
+SETTINGS = Settings(runtime_image="runtime:1")
+
+
+def digest(make_service: MakeService, settings: Settings = SETTINGS, **spec: Any) -> str:
+    return RevisionTemplate.of(make_service(**spec), settings).digest()
+
+
+def test_the_digest_is_the_same_in_every_process(make_service: MakeService) -> None:
+    """A change here rolls every service on upgrade of the operator: it must be meant."""
+    assert digest(make_service) == "3882da3179"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"model": {"source": {"uri": "pvc://models/other"}}},
+        {"model": {"source": {"uri": "pvc://models/tiny"}, "servedName": "x"}},
+        {"model": {"source": {"uri": "pvc://models/tiny"}, "maxModelLen": 128}},
+        {"engine": {"maxNumSeqs": 7}},
+        {"engine": {"image": "runtime:2"}},
+        {"engine": {"env": [{"name": "A", "value": "1"}]}},
+        {"engine": {"prefixCaching": {"enabled": False}}},
+        {"accelerator": {"count": 1}},
+        {"resources": {"limits": {"memory": "8Gi"}}},
+        {"nodeSelector": {"a": "b"}},
+        {"tolerations": [{"operator": "Exists"}]},
+        {"affinity": {"podAntiAffinity": {}}},
+        {"serviceAccountName": "x"},
+        {"drain": {"timeout": "1m"}},
+        {"router": {"apiKeysSecret": "x"}},
+    ],
+)
+def test_what_a_running_pod_cannot_change_makes_a_revision(make_service: MakeService, spec: dict[str, Any]) -> None:
+    assert digest(make_service, **spec) != digest(make_service)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"replicas": 5},
+        {"scaling": {"maxReplicas": 5}},
+        {"rollout": {"maxSurge": 3}},
+        {"adapters": [{"name": "a", "source": {"uri": "s3://b/a"}}]},
+        {"priority": 5},
+        {"router": {"replicas": 2}},
+        # What is said explicitly, but is the default anyway.
+        {"model": {"source": {"uri": "pvc://models/tiny"}, "servedName": "tiny", "dtype": "auto"}},
+        {"engine": {"image": "runtime:1"}},
+        {"engine": {"prefixCaching": {"enabled": True, "evictionPolicy": "lru"}, "env": []}},
+        {"drain": {"timeout": "5m"}},
+        {"parallelism": {"pipeline": 1}},
+        {"resources": {"requests": {"cpu": "2", "memory": "4Gi"}, "limits": {"cpu": "2", "memory": "4Gi"}}},
+    ],
+)
+def test_what_it_can_change_or_has_already_makes_none(make_service: MakeService, spec: dict[str, Any]) -> None:
+    assert digest(make_service, **spec) == digest(make_service)
+
+
+def test_the_operators_defaults_count_where_the_spec_is_silent(make_service: MakeService) -> None:
+    """Another default image is an upgrade of the services that follow it, and of no other."""
+    other = Settings(runtime_image="runtime:2")
+    assert digest(make_service, other) != digest(make_service)
+    pinned = {"engine": {"image": "runtime:7"}}
+    assert digest(make_service, other, **pinned) == digest(make_service, SETTINGS, **pinned)
+
+
+def test_settings_that_shape_no_engine_roll_nothing(make_service: MakeService) -> None:
+    other = Settings(runtime_image="runtime:1", drain_margin_seconds=60, startup_timeout_seconds=60)
+    assert digest(make_service, other) == digest(make_service)
+
+
+def test_a_revision_keeps_its_template(make_service: MakeService) -> None:
+    service = make_service(
+        accelerator={"count": 2}, engine={"kvCacheMemory": "1Gi"}, affinity={"podAffinity": {"x": [1]}}
+    )
+    template = RevisionTemplate.of(service, SETTINGS)
+    revision = build_revision(service.metadata, template, 3)
+    assert revision["metadata"]["name"] == f"tiny-{template.digest()}"
+    assert revision["metadata"]["labels"]["kvasir.dev/revision"] == template.digest()
+    assert revision["revision"] == 3
+    assert revision["data"] == {
+        "servedName": "tiny",
+        "image": "runtime:1",
+        "model": {"source": {"uri": "pvc://models/tiny"}},
+        "engine": {"kvCacheMemory": "1Gi"},
+        "accelerator": {"count": 2},
+        "resources": {
+            "requests": {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": 2},
+            "limits": {"memory": "64Gi", "nvidia.com/gpu": 2},
+        },
+        "affinity": {"podAffinity": {"x": [1]}},
+    }
+    assert template_of(revision) == template
+    assert template_of(revision).digest() == template.digest()
