@@ -9,7 +9,7 @@ RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 def apply_bootstrap(api: Api, spec: Spec) -> None:
     """Creates the objects; those that exist already are left as they are."""
-    for path, body in bootstrap_objects(spec.addresses.dns_service, spec.addresses.host):
+    for path, body in bootstrap_objects(spec.addresses.dns_service, spec.addresses.node):
         api.create(path, body)
 
 

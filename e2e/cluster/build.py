@@ -8,7 +8,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from e2e.cluster import packages, shell
+from e2e.cluster import packages, processes, shell
 from e2e.cluster.apt_sources import source_stanzas
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.progress import Progress, Step, seconds
@@ -106,7 +106,8 @@ def compile_servers(tree: Path, log: Path, go_cache: Path, step: Step) -> None:
     command = ["make", "WHAT=" + " ".join(f"cmd/{name}" for name in SERVERS)]
     began = time.monotonic()
     recent: deque[str] = deque(maxlen=20)
-    environment = dict(os.environ) | build_environment(go_cache)
+    processes.end_all(tree.parent)  # what a killed build has left running
+    environment = dict(os.environ) | build_environment(go_cache) | processes.marks(tree.parent, "build")
     with log.open("w") as file:
         process = subprocess.Popen(
             command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -24,7 +24,18 @@ def hierarchies() -> list[Path]:
 
 
 def create(name: str) -> None:
-    """Makes the cgroup everywhere; where controllers are handed down by hand (version 2), they are."""
+    """Makes the cgroup everywhere; where controllers are handed down by hand (version 2), they are.
+
+    Raises:
+        ClusterError: the machine does not let us, as inside most containers.
+    """
+    try:
+        _create(name)
+    except OSError as error:
+        raise ClusterError(f"cannot make the cgroup {name} (is this a container without its own?): {error}") from error
+
+
+def _create(name: str) -> None:
     for hierarchy in hierarchies():
         folder = hierarchy / name
         folder.mkdir(exist_ok=True)

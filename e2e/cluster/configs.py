@@ -7,7 +7,12 @@ from e2e.cluster.flags import Spec
 from e2e.cluster.layout import CLUSTER_DOMAIN, PAUSE_IMAGE
 
 # Small, because a developer's disk is often nearly full and a test cluster must not evict pods for it.
-EVICTION = {"memory.available": "100Mi", "nodefs.available": "1%", "nodefs.inodesFree": "1%", "imagefs.available": "1%"}
+EVICTION = {
+    "memory.available": "100Mi",
+    "nodefs.available": "200Mi",
+    "nodefs.inodesFree": "1%",
+    "imagefs.available": "200Mi",
+}
 
 
 def kubelet_config(spec: Spec) -> dict[str, Any]:
@@ -103,6 +108,7 @@ def containerd_config(spec: Spec) -> str:
         f"address = {_toml(spec.layout.containerd_socket)}",
         f"[{cri}]",
         f"sandbox_image = {_toml(PAUSE_IMAGE)}",
+        "disable_apparmor = true",  # or a profile would stay loaded in the machine's kernel
         f"restrict_oom_score_adj = {_toml(not spec.facts.may_lower_oom_score)}",
         f"[{cri}.cni]",
         f"bin_dir = {_toml(spec.tools.cni)}",

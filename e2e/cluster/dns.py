@@ -3,13 +3,19 @@
 Debian has no CoreDNS package, so the cluster brings this one. Pods reach it in the ordinary way: through the Service
 `kube-dns` in `kube-system`, whose address the kubelet writes into their resolv.conf.
 
-    python -m e2e.cluster.dns --listen 10.243.0.1 --kubeconfig FILE
+    python -m e2e.cluster.dns --listen 10.243.0.2 --kubeconfig FILE --upstream-network 3
+
+It listens in the node's network, where port 53 is free, and asks upstream from the machine's: the machine's resolver is
+often one that listens on the machine's loopback address.
 """
 
 import argparse
 import asyncio
+import ctypes
 import ipaddress
 import logging
+import os
+import socket
 import threading
 import time
 from pathlib import Path
@@ -143,7 +149,22 @@ class _Udp(asyncio.DatagramProtocol):
             self._transport.sendto(reply, addr)
 
 
-async def serve(answerer: Answerer, address: str, port: int = 53) -> None:
+def listen(address: str, port: int = 53) -> tuple[socket.socket, socket.socket]:
+    """Sockets for UDP and TCP. A socket stays in the network in which it was made."""
+    datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagrams.bind((address, port))
+    return datagrams, socket.create_server((address, port))
+
+
+def move_to_network(namespace: int) -> None:
+    """From here on, sockets are made in another network, given by an open descriptor of its namespace."""
+    if ctypes.CDLL(None, use_errno=True).setns(namespace, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot join the network of descriptor {namespace}: {os.strerror(number)}")
+    os.close(namespace)
+
+
+async def serve(answerer: Answerer, datagrams: socket.socket, streams: socket.socket) -> None:
     """Answers on UDP and TCP until it is ended."""
 
     async def stream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -157,8 +178,8 @@ async def serve(answerer: Answerer, address: str, port: int = 53) -> None:
         finally:
             writer.close()
 
-    await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Udp(answerer), local_addr=(address, port))
-    server = await asyncio.start_server(stream, address, port)
+    await asyncio.get_running_loop().create_datagram_endpoint(lambda: _Udp(answerer), sock=datagrams)
+    server = await asyncio.start_server(stream, sock=streams)
     async with server:
         await server.serve_forever()
 
@@ -170,14 +191,18 @@ def main() -> None:
     parser.add_argument(
         "--network", action="append", default=[], type=ipaddress.IPv4Network, help="own network: not asked upstream"
     )
+    parser.add_argument("--upstream-network", type=int, metavar="FD", help="network namespace to ask upstream from")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    sockets = listen(arguments.listen)
+    if arguments.upstream_network is not None:
+        move_to_network(arguments.upstream_network)
     store = Store()
     with Api.from_kubeconfig(arguments.kubeconfig) as api:
         for path, objects in (("/api/v1/services", store.services), ("/api/v1/endpoints", store.endpoints)):
             threading.Thread(target=follow, args=(api, path, objects), daemon=True).start()
-        asyncio.run(serve(Answerer(store, arguments.network), arguments.listen))
+        asyncio.run(serve(Answerer(store, arguments.network), *sockets))
 
 
 if __name__ == "__main__":

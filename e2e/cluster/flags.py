@@ -109,6 +109,7 @@ def controller_manager_flags(spec: Spec) -> list[str]:
         f"--root-ca-file={pki / 'ca.crt'}",
         f"--service-account-private-key-file={pki / 'service-account.key'}",
         "--use-service-account-credentials=true",
+        "--flex-volume-plugin-dir=/var/lib/kubelet/volume-plugins",  # by default it makes a folder in /usr/libexec
     ]
 
 

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from e2e.cluster import cgroups, network, processes
+from e2e.cluster import cgroups, network, packages, processes
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.layout import NODE_FOLDERS, SLOTS, Addresses, Layout
 from e2e.cluster.record import read_record
@@ -45,6 +45,8 @@ def _folders(layout: Layout) -> Iterator[str]:
     for folder in (layout.state, layout.run):
         if folder.exists():
             yield f"folder {folder}"
+    if packages.policy_left():
+        yield f"file {packages.POLICY}"
 
 
 def mounts_below(folders: list[Path]) -> list[str]:
@@ -67,7 +69,9 @@ def clean(layout: Layout) -> int:
     if mounts := mounts_below([layout.state, layout.run]):
         raise ClusterError(f"something is mounted inside the cluster's folders; unmount it first: {', '.join(mounts)}")
     for folder in (layout.run, layout.state):
-        shutil.rmtree(folder, ignore_errors=False) if folder.exists() else None
+        if folder.exists():
+            shutil.rmtree(folder)
+    packages.remove_policy()
     _remove_mount_points()
     return ended
 

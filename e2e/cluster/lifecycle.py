@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster import bootstrap, build, cgroups, images, leftovers, network, node, packages, processes
-from e2e.cluster.api import Api
+from e2e.cluster.api import Api, wait_until
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.flags import NodeFacts, Spec, Tools
 from e2e.cluster.layout import Layout
 from e2e.cluster.progress import Progress
 from e2e.cluster.record import Record, read_record, write_record
 from e2e.cluster.versions import binaries_version
+
+PATIENCE = 30.0  # seconds
 
 
 @contextmanager
@@ -40,10 +42,11 @@ def up(layout: Layout, binaries: Path | None, progress: Progress) -> None:
     with locked(layout, progress):
         tools = _prepare(layout, binaries, progress)
         folder = (binaries or build.built_folder(layout.cache)).resolve()
-        version = binaries_version(folder)
-        if _is_up(layout, folder):
-            progress.say(f"already up: Kubernetes {version}, kubeconfig {layout.kubeconfig}")
+        record = read_record(layout)
+        if record and _is_up(layout, record, folder):
+            progress.say(f"already up: Kubernetes {record.version}, kubeconfig {layout.kubeconfig}")
             return
+        version = binaries_version(folder)
         if leftovers.leftovers(layout):
             with progress.step("clean what an earlier cluster left"):
                 leftovers.clean(layout)
@@ -67,14 +70,23 @@ def _prepare(layout: Layout, binaries: Path | None, progress: Progress) -> Tools
     return tools
 
 
-def _is_up(layout: Layout, binaries: Path) -> bool:
-    record = read_record(layout)
-    if not record or not record.complete or record.binaries != str(binaries) or not layout.kubeconfig.exists():
+def _is_up(layout: Layout, record: Record, binaries: Path) -> bool:
+    """Whether the wanted cluster is there; a busy one gets half a minute to answer before it counts as broken."""
+    if not record.complete or record.binaries != str(binaries) or not layout.kubeconfig.exists():
         return False
     if "supervisor" not in processes.components(processes.cluster_processes(layout.state)):
         return False
-    with Api.from_kubeconfig(layout.kubeconfig) as api:
-        return api.text("/readyz") == "ok" and bootstrap.node_usable(api.find(f"/api/v1/nodes/{layout.node_name}"))
+    try:
+        with Api.from_kubeconfig(layout.kubeconfig) as api:
+            bootstrap.wait_for_api(api, PATIENCE)
+            wait_until("the node", lambda: bootstrap.node_usable(api.find(_node_path(layout))), PATIENCE)
+    except ClusterError:
+        return False
+    return True
+
+
+def _node_path(layout: Layout) -> str:
+    return f"/api/v1/nodes/{layout.node_name}"
 
 
 def node_facts(layout: Layout) -> NodeFacts:

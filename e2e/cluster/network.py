@@ -14,6 +14,7 @@ from e2e.cluster.errors import ClusterError, UsageError
 from e2e.cluster.layout import SLOTS, Addresses, Layout
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+BRIDGE_FILTER = Path("/proc/sys/net/bridge")
 NODE_INTERFACE = "eth0"
 
 
@@ -43,6 +44,8 @@ def interface_exists(addresses: Addresses) -> bool:
 
 def connect(addresses: Addresses, layout: Layout, init: int) -> None:
     """Lays the cable into the namespace of process `init`, with addresses, routes and the way out."""
+    if not BRIDGE_FILTER.exists():
+        shell.run(["modprobe", "br_netfilter"])
     shell.run(["ip", "link", "add", addresses.interface, "type", "veth", "peer", NODE_INTERFACE, "netns", str(init)])
     host = f"addr add {addresses.host}/30 dev {addresses.interface}\nlink set {addresses.interface} up\n"
     routes = "".join(

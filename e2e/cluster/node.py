@@ -36,7 +36,7 @@ def write_files(spec: Spec) -> None:
     _write_yaml(layout.config / "kube-proxy.yaml", configs.kube_proxy_config(spec))
     (layout.config / "containerd.toml").write_text(configs.containerd_config(spec))
     (layout.config / "cni" / "10-kvasir.conflist").write_text(json.dumps(configs.cni_config(spec), indent=2))
-    (layout.config / "resolv.conf").write_text(f"nameserver {spec.addresses.host}\n")
+    (layout.config / "resolv.conf").write_text(f"nameserver {spec.addresses.node}\n")
 
 
 def _kubeconfig(spec: Spec, identity: str) -> dict[str, Any]:
@@ -101,10 +101,10 @@ def _components(spec: Spec) -> Iterable[dict[str, Any]]:
         yield _component(spec, name, [binaries / name, *arguments], gate=ready)
     python = [sys.executable, "-m"]
     own = [f"--network={cidr}" for cidr in (spec.addresses.service_cidr, spec.addresses.pod_cidr)]
-    dns = [*python, "e2e.cluster.dns", *own, "--listen", spec.addresses.host, "--kubeconfig"]
+    dns = [*python, "e2e.cluster.dns", *own, "--listen", spec.addresses.node, "--upstream-network", "HOST_NETWORK"]
     heartbeat = [*python, "e2e.cluster.heartbeat", "--kubeconfig"]
     config = spec.layout.config
-    yield _component(spec, "dns", [*dns, config / "dns.kubeconfig"], gate=ready, network="host")
+    yield _component(spec, "dns", [*dns, "--kubeconfig", config / "dns.kubeconfig"], gate=ready)
     yield _component(spec, "heartbeat", [*heartbeat, config / "heartbeat.kubeconfig"], gate=ready, network="host")
 
 

@@ -22,6 +22,7 @@ RUN_PROGRAMS = {
     "nsenter": "util-linux",
     "mount": "mount",
     "kubectl": "kubernetes-client",
+    "modprobe": "kmod",
     "gcc": "gcc",
 }
 BUILD_PROGRAMS = {"go": "golang-go", "rsync": "rsync", "make": "make", "dpkg-source": "dpkg-dev", "gcc": "gcc"}
@@ -72,7 +73,7 @@ def install(packages: list[str]) -> None:
 @contextmanager
 def no_daemons() -> Iterator[None]:
     """While inside, packages that are being installed do not start services. An administrator's own policy is kept."""
-    if POLICY.exists() and POLICY.read_text() != POLICY_TEXT:
+    if POLICY.exists() and not policy_left():
         yield
         return
     POLICY.write_text(POLICY_TEXT)
@@ -80,6 +81,16 @@ def no_daemons() -> Iterator[None]:
     try:
         yield
     finally:
+        remove_policy()
+
+
+def policy_left() -> bool:
+    """Whether our own policy is in force: outside an installation, what a killed one has left."""
+    return POLICY.exists() and POLICY.read_text() == POLICY_TEXT
+
+
+def remove_policy() -> None:
+    if policy_left():
         POLICY.unlink()
 
 

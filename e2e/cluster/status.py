@@ -79,7 +79,9 @@ def show(layout: Layout) -> bool:
     record = read_record(layout)
     if record is None:
         raise ClusterError("no cluster here; `up` makes one", exit_code=3)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 140
     states = component_states(layout)
     console.print(f"Kubernetes {record.version} from {record.binaries}; state in {layout.state}")
     console.print(_component_table(states))

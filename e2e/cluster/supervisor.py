@@ -5,6 +5,8 @@ plain file by any Python and imports nothing but the standard library. The plan 
 
     {"name", "argv", "env", "log", "network": "node"|"host", "gate": "https://host:port/path" or absent}
 
+The word HOST_NETWORK in an argv becomes the number of an open descriptor of the machine's network namespace.
+
 A component with a gate is first started when the gate answers 200. `report` is rewritten whenever one starts or ends.
 """
 
@@ -153,7 +155,10 @@ class Supervisor:
                 os.dup2(source, target)
             if component.network == "host":
                 _join_network(self.host_network)
-            os.execve(component.argv[0], component.argv, component.env)
+            elif "HOST_NETWORK" in component.argv:
+                os.set_inheritable(self.host_network, True)  # noqa: FBT003
+            argv = [str(self.host_network) if word == "HOST_NETWORK" else word for word in component.argv]
+            os.execve(argv[0], argv, component.env)
         except OSError as error:
             os.write(2, f"cannot start {component.argv[0]}: {error}\n".encode())
         os._exit(127)
