@@ -5,6 +5,8 @@ from typing import Final
 CONFLICT: Final = 409
 NOT_FOUND: Final = 404
 GONE: Final = 410
+PRECONDITION_FAILED: Final = 412
+"""Also given to objects that are in the way: no repetition helps until somebody acts."""
 TOO_MANY_REQUESTS: Final = 429
 
 _PASSING: Final = frozenset({0, 408, CONFLICT, TOO_MANY_REQUESTS, 500, 502, 503, 504})

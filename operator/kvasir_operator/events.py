@@ -66,10 +66,19 @@ class EventRecorder:
             except ApiError as error:
                 if not error.already_exists:
                     raise
-                count = int((await self._cluster.get(EVENTS, meta.namespace, name)).get("count") or 1)
+                count = await self._count_of(meta, name)
         if count:
             await self._raise_count(meta, note, name, count + 1)
         self._remember(name, count + 1)
+
+    async def _count_of(self, meta: ObjectMeta, name: str) -> int:
+        """How often an Event was written that an earlier process began."""
+        async for page, _ in self._cluster.pages(
+            EVENTS, meta.namespace, query={"fieldSelector": f"metadata.name={name}"}
+        ):
+            for event in page:
+                return int(event.get("count") or 1)
+        return 1
 
     async def _raise_count(self, meta: ObjectMeta, note: Note, name: str, count: int) -> None:
         """Events expire after an hour or so: one that has gone is made anew, with the count that it had."""

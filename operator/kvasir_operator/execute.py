@@ -15,8 +15,8 @@ from typing import Any, Final
 from kvasir_operator import metrics
 from kvasir_operator.api.base import format_time
 from kvasir_operator.api.v1alpha1 import ObjectMeta
-from kvasir_operator.cluster import PODS, SECRETS, SERVICES, STRATEGIC_PATCH, Cluster, Kind
-from kvasir_operator.errors import CONFLICT, ApiError, PodError
+from kvasir_operator.cluster import PODS, SECRETS, SERVICES, STRATEGIC_PATCH, Cluster
+from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError, PodError
 from kvasir_operator.planning.actions import (
     Action,
     ApplySecret,
@@ -35,6 +35,7 @@ from kvasir_operator.resources.service import build_service
 from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
 from kvasir_operator.store import ServiceKey, Store, owner_uid
+from kvasir_operator.tokens import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +61,14 @@ class Executor:
         cluster: Cluster,
         scraper: Scraper,
         store: Store,
+        tokens: Tokens,
         settings: Settings,
         clock: Callable[[], datetime],
     ) -> None:
         self._cluster = cluster
         self._scraper = scraper
         self._store = store
+        self._tokens = tokens
         self._settings = settings
         self._clock = clock
 
@@ -93,11 +96,9 @@ class Executor:
         meta = snapshot.meta
         match action:
             case ApplySecret():
-                await self._apply_owned(
-                    SECRETS, meta, build_admin_secret(meta, token or secrets.token_urlsafe(TOKEN_BYTES))
-                )
+                await self._make_secret(meta)
             case ApplyService():
-                await self._apply_owned(SERVICES, meta, build_service(meta))
+                await self._apply_service(meta)
             case CreatePod():
                 await self._create_pod(snapshot, action)
             case SetGates():
@@ -109,18 +110,36 @@ class Executor:
             case DeletePod():
                 await self._delete_pod(meta, action)
 
-    async def _apply_owned(self, kind: Kind, meta: ObjectMeta, manifest: dict[str, Any]) -> None:
-        """Create an object, or mend the one that is there if it is ours. Somebody else's is never touched."""
+    async def _make_secret(self, meta: ObjectMeta) -> None:
+        """Draw a token and keep it. A Secret that is there and cannot be used is shown, never overwritten."""
+        manifest = build_admin_secret(meta, secrets.token_urlsafe(TOKEN_BYTES))
         try:
-            made = await self._cluster.create(kind, meta.namespace, manifest)
+            made = await self._cluster.create(SECRETS, meta.namespace, manifest)
         except ApiError as error:
             if not error.already_exists:
                 raise
-            found = await self._cluster.get(kind, meta.namespace, manifest["metadata"]["name"])
-            refuse_foreign(found, meta)
-            kept = {key: value for key, value in manifest.items() if key != "data" or "data" not in found}
-            made = await self._cluster.apply(kind, meta.namespace, kept)
-        self._store.put(kind, made)
+            made = await self._cluster.get(SECRETS, meta.namespace, manifest["metadata"]["name"])
+            refuse_foreign(made, meta)
+        self._tokens.keep(meta, made)
+        if self._tokens.known(meta).value is None:
+            name, key = manifest["metadata"]["name"], names.ADMIN_TOKEN_KEY
+            raise ApiError(
+                PRECONDITION_FAILED,
+                "NoToken",
+                f"Secret {name} has no usable key {key!r}: delete it to have it made anew",
+            )
+
+    async def _apply_service(self, meta: ObjectMeta) -> None:
+        """Create the Service, or mend the one that is there if it is ours. Somebody else's is never touched."""
+        manifest = build_service(meta)
+        try:
+            made = await self._cluster.create(SERVICES, meta.namespace, manifest)
+        except ApiError as error:
+            if not error.already_exists:
+                raise
+            refuse_foreign(await self._cluster.get(SERVICES, meta.namespace, manifest["metadata"]["name"]), meta)
+            made = await self._cluster.apply(SERVICES, meta.namespace, manifest)
+        self._store.put(SERVICES, made)
 
     async def _create_pod(self, snapshot: Snapshot, action: CreatePod) -> None:
         meta, template = snapshot.meta, snapshot.template
@@ -179,7 +198,7 @@ def refuse_foreign(found: Mapping[str, Any], meta: ObjectMeta) -> None:
     if owner_uid(found) != meta.uid:
         kind, name = found.get("kind", "object"), found["metadata"]["name"]
         message = f"{kind} {name} exists and does not belong to InferenceService {meta.name}: rename one of them"
-        raise ApiError(CONFLICT, "NameTaken", message)
+        raise ApiError(PRECONDITION_FAILED, "NameTaken", message)
 
 
 def reference(meta: ObjectMeta) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Observation: one service and all that belongs to it, from the cache and from its engines, as a `Snapshot`."""
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,20 +12,19 @@ from kvasir_operator import metrics
 from kvasir_operator.api.field_errors import FieldError, from_validation_error
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.api.validation import check
-from kvasir_operator.cluster import EVENTS, PODS, SECRETS, SERVICES, Cluster
+from kvasir_operator.cluster import EVENTS, PODS, SERVICES, Cluster
 from kvasir_operator.errors import ApiError
 from kvasir_operator.planning.drift import covers
 from kvasir_operator.planning.failures import failure_of
 from kvasir_operator.planning.reading import read_pod
 from kvasir_operator.planning.state import NOT_ASKED, ObjectState, Pod, PodWarning, Refusal, Snapshot, Stage, Unknown
-from kvasir_operator.resources import names
-from kvasir_operator.resources.secret import build_admin_secret
 from kvasir_operator.resources.service import build_service
 from kvasir_operator.resources.sources import check_source
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
 from kvasir_operator.store import ServiceKey, Store, owner_uid
+from kvasir_operator.tokens import Tokens
 from kvasir_runtime.contract.admin_api import AdminState
 
 Manifest = Mapping[str, Any]
@@ -52,6 +49,12 @@ class _Sample:
     warnings: tuple[PodWarning, ...] = ()
     warned_at: datetime | None = None
 
+    @property
+    def doubts_token(self) -> bool:
+        """Whether the engine refused the token, or the kubelet cannot mount something."""
+        refused = isinstance(self.state, Unknown) and self.state.status in (401, 403)
+        return refused or any(warning.reason == "FailedMount" for warning in self.warnings)
+
 
 @dataclass(frozen=True, slots=True)
 class Desired:
@@ -67,9 +70,16 @@ class Observer:
     """Makes snapshots. Keeps the engines' last answers by pod uid, and forgets them with the pod."""
 
     def __init__(
-        self, store: Store, scraper: Scraper, cluster: Cluster, settings: Settings, clock: Callable[[], datetime]
+        self,
+        store: Store,
+        tokens: Tokens,
+        scraper: Scraper,
+        cluster: Cluster,
+        settings: Settings,
+        clock: Callable[[], datetime],
     ) -> None:
         self._store = store
+        self._tokens = tokens
         self._scraper = scraper
         self._cluster = cluster
         self._settings = settings
@@ -78,19 +88,23 @@ class Observer:
         self._desired: dict[ServiceKey, tuple[str, int, Desired]] = {}
 
     async def look(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
-        """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone."""
+        """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone.
+
+        Raises ApiError when the Secret with the engines' token cannot be read.
+        """
         manifest = self._store.service(key)
         if manifest is None:
-            self._samples.pop(key, None)
-            self._desired.pop(key, None)
+            self._forget(key)
             return None
-        uid = manifest["metadata"]["uid"]
-        own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == uid]
-        known = self._samples.setdefault(key, {})
-        self._samples[key] = {pod["metadata"]["uid"]: known.get(pod["metadata"]["uid"], _Sample()) for pod in own}
-        token = self.token(key)
-        pods = [read_pod(pod, self._samples[key][pod["metadata"]["uid"]].state) for pod in own]
-        await asyncio.gather(*(self._ask(key, pod, token) for pod in pods))
+        meta = ObjectMeta.model_validate(manifest["metadata"])
+        own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == meta.uid]
+        known = self._samples.get(key, {})
+        samples = {pod["metadata"]["uid"]: known.get(pod["metadata"]["uid"]) or _Sample() for pod in own}
+        self._samples[key] = samples
+        doubted = any(sample.doubts_token for sample in samples.values())
+        token = (await self._tokens.look(meta, doubted=doubted)).value
+        pods = [read_pod(pod, samples[pod["metadata"]["uid"]].state) for pod in own]
+        await asyncio.gather(*(self._ask(key, pod, samples[pod.uid], token) for pod in pods))
         return self.recall(key, refusals)
 
     def recall(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
@@ -113,25 +127,14 @@ class Observer:
             pods=tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid))),
             taken_names=frozenset(pod["metadata"]["name"] for pod in pods if owner_uid(pod) != meta.uid),
             service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
-            secret=self._secret_state(key, meta),
+            secret=self._tokens.known(meta).state,
             refusals=refusals,
         )
 
     def token(self, key: ServiceKey) -> str | None:
         """The bearer token of the service's engines; None while there is none."""
-        name = names.admin_secret_name(key.name)
-        for secret in self._store.of_service(key, SECRETS):
-            value = (secret.get("data") or {}).get(names.ADMIN_TOKEN_KEY)
-            if secret["metadata"]["name"] == name and value:
-                return _decode(value)
-        return None
-
-    def _secret_state(self, key: ServiceKey, meta: ObjectMeta) -> ObjectState:
-        """The value of the token is what it is: only that there is one matters."""
-        wanted = build_admin_secret(meta, "")
-        del wanted["data"]
-        state = _compare(self._store.of_service(key, SECRETS), wanted)
-        return ObjectState.OUTDATED if state is ObjectState.CURRENT and not self.token(key) else state
+        manifest = self._store.service(key)
+        return self._tokens.known(ObjectMeta.model_validate(manifest["metadata"])).value if manifest else None
 
     def forget_answer(self, key: ServiceKey, uid: str) -> None:
         """Count the pod's last answer as old, because it was just told something."""
@@ -154,9 +157,15 @@ class Observer:
             self._desired[key] = kept
         return kept[2]
 
-    async def _ask(self, key: ServiceKey, pod: Pod, token: str | None) -> None:
+    def _forget(self, key: ServiceKey) -> None:
+        self._samples.pop(key, None)
+        kept = self._desired.pop(key, None)
+        if kept is not None:
+            self._tokens.forget(kept[0])
+
+    async def _ask(self, key: ServiceKey, pod: Pod, sample: _Sample, token: str | None) -> None:
         """Bring one pod's sample up to date, if it is worth it."""
-        sample, now = self._samples[key][pod.uid], self._clock()
+        now = self._clock()
         if not pod.has_process or pod.stage in (Stage.FINISHED, Stage.LEAVING) or not pod.ip:
             sample.state = NOT_ASKED
         elif token is None:
@@ -233,10 +242,3 @@ def _compare(found: Iterable[Manifest], wanted: Manifest) -> ObjectState:
         if manifest["metadata"]["name"] == wanted["metadata"]["name"]:
             return ObjectState.CURRENT if covers(manifest, content) else ObjectState.OUTDATED
     return ObjectState.MISSING
-
-
-def _decode(value: str) -> str | None:
-    try:
-        return base64.b64decode(value).decode()
-    except (binascii.Error, UnicodeDecodeError):
-        return None

@@ -25,7 +25,7 @@ class Scraper:
             state = AdminState.model_validate_json(await self._request("GET", ip, "/admin/state", token))
         except (PodError, ValidationError) as error:
             metrics.SCRAPES.labels("unknown").inc()
-            return Unknown(str(error))
+            return Unknown(str(error), error.status if isinstance(error, PodError) else 0)
         metrics.SCRAPES.labels("ok").inc()
         return state
 

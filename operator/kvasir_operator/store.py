@@ -9,13 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from kvasir_operator.cluster import PODS, SECRETS, SERVICES, SERVICES_OF_OURS, Kind
+from kvasir_operator.cluster import PODS, SERVICES, SERVICES_OF_OURS, Kind
 from kvasir_operator.resources import names
 
 Manifest = Mapping[str, Any]
 
-KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES, SECRETS)
-"""Kinds that are kept. All but our own carry the label of their service."""
+KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES)
+"""Kinds that are watched and kept. All but our own carry the label of their service. Secrets are not among them: an
+operator that may list the Secrets of a cluster may do too much."""
 
 _NEVER_AGAIN: Final = 1 << 64
 _REMEMBERED_DELETIONS: Final = 10_000

@@ -18,9 +18,10 @@ from kvasir_runtime.contract.admin_api import AdminState, Phase
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """Something that could not be observed, and why."""
+    """Something that could not be observed, and why; `status` is the HTTP status of a refusal."""
 
     reason: str
+    status: int = 0
 
 
 NOT_ASKED: Final = Unknown("not asked")

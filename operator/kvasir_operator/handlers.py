@@ -1,0 +1,77 @@
+"""What kopf calls: one handler for each kind that is watched. They only pass the event on.
+
+Handlers are `on.event`: kopf puts a finalizer on objects for any other sort, and nothing may wait for the operator to
+be deleted. The watches are narrowed by the server to objects of ours.
+"""
+
+import asyncio
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from kvasir_operator.api import v1alpha1
+from kvasir_operator.cluster import PODS, SERVICES, SERVICES_OF_OURS
+from kvasir_operator.reconciler import Reconciler
+from kvasir_operator.resources import names
+
+
+def make_registry(reconciler: Reconciler, configuration: Configuration) -> kopf.OperatorRegistry:
+    """Handlers that tell `reconciler`, with the credentials that the operator itself uses."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.event(v1alpha1.GROUP, v1alpha1.VERSION, v1alpha1.PLURAL, registry=registry)
+    async def on_inference_service(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(SERVICES_OF_OURS, event["type"], event["object"])
+
+    @kopf.on.event("", "v1", "pods", registry=registry, labels={names.SERVICE_LABEL: kopf.PRESENT})
+    async def on_pod(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(PODS, event["type"], event["object"])
+
+    @kopf.on.event("", "v1", "services", registry=registry, labels={names.SERVICE_LABEL: kopf.PRESENT})
+    async def on_service(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(SERVICES, event["type"], event["object"])
+
+    @kopf.on.login(registry=registry)
+    def on_login(**_: Any) -> kopf.ConnectionInfo:
+        return connection(configuration)
+
+    return registry
+
+
+def connection(configuration: Configuration) -> kopf.ConnectionInfo:
+    """The credentials of the client, as kopf wants them; read anew at each login, since tokens are renewed."""
+    scheme, _, token = (configuration.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=scheme.capitalize() or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+    )
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """Watch what is ours alone; write nothing; look for no new kinds."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    for plural in ("pods", "services"):
+        settings.watching.label_selectors["v1", plural] = names.SERVICE_LABEL
+    return settings
+
+
+async def watch(
+    reconciler: Reconciler, configuration: Configuration, namespaces: list[str], ready: asyncio.Event
+) -> None:
+    """Run kopf, which sets `ready` once it watches, until it is cancelled; raises what ends it."""
+    await kopf.operator(
+        registry=make_registry(reconciler, configuration),
+        settings=make_settings(),
+        namespaces=namespaces,
+        clusterwide=not namespaces,
+        ready_flag=ready,
+    )

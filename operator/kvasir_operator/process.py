@@ -1,0 +1,150 @@
+"""The operator's process: what runs beside what, and in which order it starts and ends."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+
+from kvasir_operator import health, sync
+from kvasir_operator.cluster import Cluster
+from kvasir_operator.connection import default_home, load_configuration
+from kvasir_operator.events import EventRecorder
+from kvasir_operator.execute import Executor
+from kvasir_operator.leader import Leadership, Unelected, lead
+from kvasir_operator.observe import Observer
+from kvasir_operator.reconciler import Reconciler
+from kvasir_operator.scrape import Scraper
+from kvasir_operator.settings import Settings
+from kvasir_operator.status_writer import StatusWriter
+from kvasir_operator.store import Store
+from kvasir_operator.tasks import first_of
+from kvasir_operator.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+Watch = Callable[[Reconciler, Configuration, list[str], asyncio.Event], Awaitable[None]]
+"""How events reach the reconciler: by kopf, which only the entry point knows. Sets the event once it watches."""
+
+BEAT_SECONDS: Final = 5.0
+"""Time between two signs of life of the event loop."""
+POD_CONNECTIONS: Final = 256
+"""Open connections to operator ports; each is kept for a while after its use."""
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def default_identity() -> str:
+    """A name that no other process has."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+async def run(settings: Settings, watch: Watch) -> None:
+    """Run until a signal comes; raises LeadershipLostError, ApiError or OSError when that cannot go on."""
+    stop = asyncio.Event()
+    catch_signals(stop)
+    state = health.Health()
+    configuration = await load_configuration(os.environ, default_home())
+    identity = settings.identity or default_identity()
+    leadership = Leadership(settings.lease_renew_deadline_seconds) if settings.leader_election else Unelected()
+    async with health.serve(settings, state), beating(state), ApiClient(configuration) as client:
+        process = Process(settings, watch, configuration, client, leadership, identity, state, stop)
+        state.ready, state.role = True, "waits for the Lease"
+        if settings.leader_election:
+            await lead(client, settings, identity, leadership, stop, process.act)
+        else:
+            await process.act()
+    log.info("stopped")
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the leader runs on."""
+
+    settings: Settings
+    watch: Watch
+    configuration: Configuration
+    client: ApiClient
+    leadership: Leadership
+    identity: str
+    state: health.Health
+    stop: asyncio.Event
+
+    async def act(self) -> None:
+        """Look after the services until `stop` is set; raises what else ends it."""
+        cluster = Cluster(self.client, self.leadership.check, self.settings.api_timeout_seconds)
+        store = Store()
+        self.state.role = "fills its cache"
+        await sync.fill(store, cluster, self.settings.namespaces)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=POD_CONNECTIONS)) as session:
+            scraper = Scraper(session, self.settings.scrape_timeout_seconds)
+            reconciler = self._reconciler(cluster, store, scraper)
+            watching = asyncio.Event()
+            try:
+                await first_of(
+                    self.watch(reconciler, self.configuration, self.settings.namespaces, watching),
+                    self._begin(reconciler, watching),
+                    sync.keep_comparing(store, cluster, self.settings.namespaces, reconciler.wake),
+                    wait_for(reconciler.failed),
+                    self.stop.wait(),
+                )
+            finally:
+                self.state.role = "stops"
+                await reconciler.stop()
+
+    async def _begin(self, reconciler: Reconciler, watching: asyncio.Event) -> None:
+        """Act from the moment at which events come in; then do nothing, for ever."""
+        await watching.wait()
+        catch_signals(self.stop)  # kopf has put its own in place of ours
+        self.state.role = "leads"
+        reconciler.start()
+        await asyncio.Event().wait()
+
+    def _reconciler(self, cluster: Cluster, store: Store, scraper: Scraper) -> Reconciler:
+        tokens = Tokens(cluster, utc_now)
+        return Reconciler(
+            store,
+            Observer(store, tokens, scraper, cluster, self.settings, utc_now),
+            Executor(cluster, scraper, store, tokens, self.settings, utc_now),
+            EventRecorder(cluster, utc_now, self.identity),
+            lambda key: StatusWriter(cluster, store, key, utc_now),
+            self.settings,
+            utc_now,
+        )
+
+
+def catch_signals(stop: asyncio.Event) -> None:
+    """Have SIGTERM and SIGINT set `stop`."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+
+
+@asynccontextmanager
+async def beating(state: health.Health) -> AsyncIterator[None]:
+    """Show that the event loop runs."""
+
+    async def beat() -> None:
+        while True:
+            state.beat()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    task = asyncio.create_task(beat(), name="heartbeat")
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def wait_for(future: "asyncio.Future[None]") -> None:
+    await asyncio.shield(future)
