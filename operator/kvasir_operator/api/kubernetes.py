@@ -1,7 +1,8 @@
 """The parts of Kubernetes' own API that a spec takes over into its pods.
 
-Small types are spelled out, so that the API server checks them and `kubectl explain` shows them. `affinity` is some
-hundred nested fields that the API server checks again when the pod is made: it stays an object with whatever is in it.
+Small types are spelled out, so that the API server checks them and `kubectl explain` shows them. The three parts of an
+affinity are some hundred nested fields that the API server checks again when the pod is made: they stay objects with
+whatever is in them.
 """
 
 import re
@@ -119,6 +120,20 @@ class Toleration(ApiModel):
     )
     toleration_seconds: int | None = Field(
         default=None, description="How long a NoExecute taint is tolerated, in seconds. Unset: for ever."
+    )
+
+
+class Affinity(ApiModel):
+    """Nodes and neighbours that the pods want or avoid."""
+
+    node_affinity: FreeObject | None = Field(
+        default=None, description="Nodes, by their labels: `kubectl explain pod.spec.affinity.nodeAffinity`."
+    )
+    pod_affinity: FreeObject | None = Field(
+        default=None, description="Pods to be near to: `kubectl explain pod.spec.affinity.podAffinity`."
+    )
+    pod_anti_affinity: FreeObject | None = Field(
+        default=None, description="Pods to be away from: `kubectl explain pod.spec.affinity.podAntiAffinity`."
     )
 
 

@@ -9,8 +9,8 @@ from kvasir_operator.api.base import ApiModel, DnsLabel, Duration, Quantity
 from kvasir_operator.api.conditions import Condition, ConditionType, Reason
 from kvasir_operator.api.hardware import AcceleratorSpec, ParallelismSpec
 from kvasir_operator.api.kubernetes import (
+    Affinity,
     EnvVar,
-    FreeObject,
     ObjectMeta,
     ResourceRequirements,
     Toleration,
@@ -42,6 +42,7 @@ __all__ = [
     "AcceleratorSpec",
     "AdapterSpec",
     "AdapterStatus",
+    "Affinity",
     "AutoRollbackSpec",
     "CanarySpec",
     "CanaryStep",
@@ -106,10 +107,8 @@ class InferenceServiceSpec(ApiModel):
     )
     node_selector: dict[str, str] = Field(default={}, description="Labels that a node must have.")
     tolerations: list[Toleration] = Field(default=[], description="Taints that the pods accept.")
-    affinity: FreeObject | None = Field(
-        default=None,
-        description="Node affinity, pod affinity and pod anti-affinity, written as in a pod: "
-        "`kubectl explain pod.spec.affinity`.",
+    affinity: Affinity | None = Field(
+        default=None, description="Nodes and neighbours that the pods want or avoid, written as in a pod."
     )
     topology_spread_constraints: list[TopologySpreadConstraint] = Field(
         default=[], description="How evenly the pods are spread over zones, nodes and the like."

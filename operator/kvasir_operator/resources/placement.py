@@ -3,7 +3,7 @@
 import math
 from typing import Any, Final
 
-from kvasir_operator.api.v1alpha1 import AcceleratorSpec, Toleration
+from kvasir_operator.api.v1alpha1 import AcceleratorSpec, Affinity, Toleration
 from kvasir_operator.resources import names
 
 Manifest = dict[str, Any]
@@ -12,19 +12,19 @@ _REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
 _MEBIBYTE: Final = 2**20
 
 
-def affinity(given: Manifest | None, accelerator: AcceleratorSpec | None) -> Manifest | None:
+def affinity(given: Affinity | None, accelerator: AcceleratorSpec | None) -> Manifest | None:
     """The service's affinity with the accelerator's demands on nodes added; None where there is neither.
 
     Node selector terms are alternatives, so the demands are added to each of them.
     """
     demands = device_demands(accelerator)
+    own = given.to_manifest() if given is not None else {}
     if not demands:
-        return given
-    given = given or {}
-    node = given.get("nodeAffinity") or {}
+        return own or None
+    node = own.get("nodeAffinity") or {}
     terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
     narrowed = [{**term, "matchExpressions": [*term.get("matchExpressions", []), *demands]} for term in terms]
-    return {**given, "nodeAffinity": {**node, _REQUIRED: {"nodeSelectorTerms": narrowed}}}
+    return {**own, "nodeAffinity": {**node, _REQUIRED: {"nodeSelectorTerms": narrowed}}}
 
 
 def device_demands(accelerator: AcceleratorSpec | None) -> list[Manifest]:

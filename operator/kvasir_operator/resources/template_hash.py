@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 from pydantic import Field
 
 from kvasir_operator.api.base import ApiModel
-from kvasir_operator.api.kubernetes import FreeObject, ResourceRequirements, Toleration, TopologySpreadConstraint
+from kvasir_operator.api.kubernetes import Affinity, ResourceRequirements, Toleration, TopologySpreadConstraint
 from kvasir_operator.api.v1alpha1 import (
     AcceleratorSpec,
     DrainSpec,
@@ -40,7 +40,7 @@ class RevisionTemplate(ApiModel):
     resources: ResourceRequirements = Field(default=ResourceRequirements())
     node_selector: dict[str, str] = Field(default={})
     tolerations: list[Toleration] = Field(default=[])
-    affinity: FreeObject | None = None
+    affinity: Affinity | None = None
     topology_spread_constraints: list[TopologySpreadConstraint] = Field(default=[])
     service_account_name: str | None = None
     drain: DrainSpec = Field(default=DrainSpec())

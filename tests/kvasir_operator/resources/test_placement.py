@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from kvasir_operator.api.v1alpha1 import AcceleratorSpec, Toleration
+from kvasir_operator.api.v1alpha1 import AcceleratorSpec, Affinity, Toleration
 from kvasir_operator.resources.placement import affinity, device_demands, tolerations
 
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
@@ -50,7 +50,8 @@ def required(*terms: dict[str, Any]) -> dict[str, Any]:
 def test_the_accelerators_demands_are_added_to_the_services_affinity(
     given: dict[str, Any] | None, accelerator: AcceleratorSpec | None, expected: dict[str, Any] | None
 ) -> None:
-    assert affinity(given, accelerator) == expected
+    own = Affinity.model_validate(given) if given is not None else None
+    assert affinity(own, accelerator) == expected
 
 
 @pytest.mark.parametrize(
