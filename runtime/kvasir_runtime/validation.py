@@ -15,6 +15,8 @@ def explain(kind: str, message: str, value: Any) -> str:
         return "is required"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
+    if kind == "json_invalid":
+        return f"is not valid JSON: {shorten(value)}"
     text = message.replace("Input should be", "must be", 1).replace("should have", "must have", 1)
     return f"{text[:1].lower()}{text[1:]}, got {shorten(value)}"
 

@@ -82,9 +82,12 @@ def from_validation(details: Sequence[Mapping[str, Any]]) -> ApiError:
     """One sentence for each field that was refused: path, bound and value."""
     reasons: dict[str, list[str]] = {}
     for detail in details:
-        reasons.setdefault(_path(detail["loc"]), []).append(explain(detail["type"], detail["msg"], detail.get("input")))
+        path, value = _path(detail["loc"]), detail.get("input")
+        if detail["type"] == "json_invalid":
+            path, value = "the body", detail["ctx"]["error"]
+        reasons.setdefault(path, []).append(explain(detail["type"], detail["msg"], value))
     sentences = [f"{path} {_either(texts)}".strip() for path, texts in reasons.items()]
-    return bad_request("; ".join(sentences), param=next(iter(reasons)) or None, code="invalid_value")
+    return bad_request("; ".join(sentences), param=next((path for path in reasons if path != "the body"), None), code="invalid_value")
 
 
 def install_handlers(app: FastAPI) -> None:
@@ -115,17 +118,14 @@ def _error_type(status: HTTPStatus) -> str:
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """`("body", "messages", 0, "role")` → `messages[0].role`; the names of union branches are left out."""
+    """`("body", "messages", 0, "role")` → `messages[0].role`."""
     path = ""
     for part in location[1:]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in _UNION_BRANCHES:
+        else:
             path += f".{part}" if path else part
-    return path
-
-
-_UNION_BRANCHES = frozenset({"str", "int", "float", "bool", "none"})
+    return path or "the body"
 
 
 def _either(texts: Sequence[str]) -> str:

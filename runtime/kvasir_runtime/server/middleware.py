@@ -8,6 +8,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Final
 
+from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -51,8 +52,6 @@ class RequestScope:
                 await refusal.to_response()(scope, receive, answer.send)
             else:
                 await self._app(scope, _BoundedBody(receive).receive, answer.send)
-        except _BodyTooLargeError:
-            await body_too_large().to_response()(scope, receive, answer.send)
         finally:
             _log(scope, answer.status, time.monotonic() - started)
             request_id.reset(token)
@@ -79,10 +78,6 @@ def body_too_large() -> ApiError:
     return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, msg, code="body_too_large")
 
 
-class _BodyTooLargeError(Exception):
-    """More arrived than `MAX_BODY_BYTES`."""
-
-
 class _BoundedBody:
     """Counts a body that did not say its length."""
 
@@ -94,7 +89,8 @@ class _BoundedBody:
         message = await self._receive()
         self._size += len(message.get("body", b""))
         if self._size > MAX_BODY_BYTES:
-            raise _BodyTooLargeError
+            error = body_too_large()
+            raise HTTPException(error.status, str(error))  # the one class that FastAPI lets through from a body
         return message
 
 

@@ -8,11 +8,24 @@ Source: https://platform.openai.com/docs/api-reference
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic_core import PydanticCustomError
 
 TokenId = Annotated[int, Field(ge=0)]
 MAX_PROMPTS = 2048
 """Prompts in one request, as OpenAI allows."""
+
+
+def _one_of(what: str) -> WrapValidator:
+    """One error for a field of several types, instead of one for each type it is not."""
+
+    def check(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise PydanticCustomError("one_of", "must be {what}", {"what": what}) from None
+
+    return WrapValidator(check)
 
 
 class _Body(BaseModel):
@@ -47,7 +60,10 @@ class GenerationRequest(_Body):
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=None, ge=1, le=128)
-    stop: str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None = None
+    stop: Annotated[
+        str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None,
+        _one_of("a string or a list of at most 16 non-empty strings"),
+    ] = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
@@ -72,12 +88,13 @@ class GenerationRequest(_Body):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    prompt: (
+    prompt: Annotated[
         str
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)]
-    ) = Field(description="text or token ids, one or several")
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)],
+        _one_of(f"a string, a list of token ids of at least 0, or a list of at most {MAX_PROMPTS} such prompts"),
+    ] = Field(description="text or token ids, one or several")
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
     best_of: int | None = Field(default=None, ge=1)
@@ -96,7 +113,9 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str = Field(min_length=1)
-    content: str | list[ContentPart] | None = None
+    content: Annotated[
+        str | list[ContentPart] | None, _one_of("a string or a list of parts such as {'type': 'text', 'text': …}")
+    ] = None
 
 
 class ChatCompletionRequest(GenerationRequest):

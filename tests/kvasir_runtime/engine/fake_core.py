@@ -1,0 +1,148 @@
+"""An engine core without a model: repeats the prompt's tokens, and fails on demand.
+
+A request's `cache_salt` says what shall go wrong: `raise`, `exit`, `block` or `spin` in the next step, `slow` for a step
+of 50 ms. The environment variable `FAKE_CORE_START` makes the start fail: `raise`, `oom`, `exit` or `block`.
+"""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from kvasir_runtime.config import EngineConfig
+from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.engine.messages import (
+    EngineOutput,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    StartupProgress,
+    StepOutputs,
+    TokenLogprobs,
+)
+
+VOCAB_SIZE = 3072
+
+
+@dataclass
+class _Running:
+    request: EngineRequest
+    produced: int = 0
+    announced: bool = False
+
+
+@dataclass
+class FakeCore:
+    config: EngineConfig
+    on_progress: Callable[[StartupProgress], None]
+    waiting: list[EngineRequest] = field(default_factory=list)
+    running: dict[str, _Running] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "generation": 0, "steps": 0})
+
+    def __post_init__(self) -> None:
+        self.on_progress(StartupProgress("weights", 0.5, "half of nothing"))
+        _misbehave(os.environ.get("FAKE_CORE_START", ""))
+        self.ready = EngineReady(
+            max_model_len=self.config.max_model_len or 2048,
+            vocab_size=VOCAB_SIZE,
+            block_size=16,
+            num_blocks=1024,
+            weights_bytes=1000,
+            kv_bytes_per_token=100,
+            model_digest="fake",
+            dtype="float32",
+            startup_seconds={"weights": 0.0},
+        )
+
+    def add_request(self, request: EngineRequest) -> None:
+        if request.cache_salt == "refuse":
+            raise ValueError("the core refuses this")
+        self.waiting.append(request)
+
+    def abort_requests(self, request_ids: list[str]) -> None:
+        self.waiting = [request for request in self.waiting if request.request_id not in request_ids]
+        for request_id in request_ids:
+            self.running.pop(request_id, None)
+
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def stats(self) -> EngineStats:
+        tokens = sum(len(run.request.prompt_token_ids) + run.produced for run in self.running.values())
+        return EngineStats(
+            running=len(self.running),
+            waiting=len(self.waiting),
+            blocks_total=1024,
+            blocks_active=-(-tokens // 16),
+            prompt_tokens=self.counts["prompt"],
+            generation_tokens=self.counts["generation"],
+            steps=self.counts["steps"],
+        )
+
+    def step(self) -> StepOutputs:
+        admitted = {}
+        while self.waiting and len(self.running) < self.config.scheduler.max_num_seqs:
+            request = self.waiting.pop(0)
+            self.running[request.request_id] = _Running(request)
+            self.counts["prompt"] += len(request.prompt_token_ids)
+            admitted[request.request_id] = request.arrival_time
+        for run in self.running.values():
+            _misbehave(run.request.cache_salt)
+        outputs = [output for run in list(self.running.values()) for output in self._advance(run)]
+        self.counts["steps"] += 1
+        return StepOutputs(outputs, self.stats(), admitted)
+
+    def _advance(self, run: _Running) -> list[EngineOutput]:
+        request, sampling = run.request, run.request.sampling
+        token = request.prompt_token_ids[run.produced % len(request.prompt_token_ids)]
+        first = run.produced == 0
+        run.produced += 1
+        self.counts["generation"] += sampling.n
+        reason = FinishReason.LENGTH if run.produced == sampling.max_tokens else None
+        stop = token if token in sampling.stop_token_ids else None
+        reason = FinishReason.STOP if stop is not None else reason
+        if reason is not None:
+            self.running.pop(request.request_id)
+        return [
+            EngineOutput(
+                request.request_id,
+                [token],
+                index,
+                finish_reason=reason,
+                stop_token_id=stop,
+                logprobs=_logprobs(token, sampling.logprobs),
+                prompt_logprobs=_prompt_logprobs(request) if first else None,
+                cached_tokens=0 if first else None,
+            )
+            for index in range(sampling.n)
+        ]
+
+
+def _logprobs(token: int, top: int | None) -> list[TokenLogprobs] | None:
+    if top is None:
+        return None
+    return [TokenLogprobs(token, -0.5, 0, [(token, -0.5), *((5 + rank, -1.5 - rank) for rank in range(top))][:top])]
+
+
+def _prompt_logprobs(request: EngineRequest) -> list[TokenLogprobs | None] | None:
+    if request.sampling.prompt_logprobs is None:
+        return None
+    return [None, *(TokenLogprobs(token, -2.0, 1, []) for token in request.prompt_token_ids[1:])]
+
+
+def _misbehave(how: str) -> None:
+    match how:
+        case "raise":
+            raise RuntimeError("told to raise")
+        case "oom":
+            raise KvasirError(Cause.OUT_OF_MEMORY_WEIGHTS, "weights need 9Gi, the limit is 1Gi", "raise the limit")
+        case "exit":
+            os._exit(3)
+        case "block":
+            threading.Event().wait()
+        case "spin":
+            while True:
+                pass
+        case "slow":
+            threading.Event().wait(0.05)

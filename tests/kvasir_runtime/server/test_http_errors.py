@@ -1,0 +1,165 @@
+"""What clients hear when they ask for what cannot be: OpenAI's error shape, the path, the bound and the value."""
+
+import httpx
+import pytest
+
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+
+def post(server, path: str, body: object = None, **kwargs) -> httpx.Response:
+    return httpx.post(server.url + path, json=body, timeout=30, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens", "max_tokens must be greater than or equal to 1, got 0"),
+        ({"temperature": -1}, "temperature", "temperature must be greater than or equal to 0, got -1"),
+        ({"temperature": "hot"}, "temperature", "temperature must be a valid number"),
+        ({"top_p": 0}, "top_p", "top_p must be greater than 0, got 0"),
+        ({"n": 129}, "n", "n must be less than or equal to 128, got 129"),
+        ({"stop": [""]}, "stop", "stop must be a string or a list of at most 16 non-empty strings, got ['']"),
+        ({"prompt": {"a": 1}}, "prompt", "prompt must be a string, a list of token ids of at least 0"),
+        ({"prompt": []}, "prompt", "prompt must be a string"),
+        ({"prompt": [1, -2]}, "prompt", "got [1, -2]"),
+        ({"prompt": None}, "prompt", "got None"),
+        ({"prompt": [3072]}, "prompt", "token ids in prompt must be below 3072, got 3072"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "less than or equal to 100, got 101"),
+        ({"logit_bias": {"3072": 1}}, "logit_bias", "token ids in logit_bias must be below 3072, got 3072"),
+        ({"stop_token_ids": [3072]}, "stop_token_ids", "token ids in stop_token_ids must be below 3072"),
+        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens", "min_tokens must be at most max_tokens (4), got 5"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not supported yet"),
+        ({"guided_regex": "a+"}, "guided_regex", "guided_regex is not supported yet"),
+        ({"suffix": "end"}, "suffix", "suffix is not supported yet"),
+        ({"best_of": 3}, "best_of", "best_of is not supported yet"),
+        ({"logprobs": 21}, "logprobs", "less than or equal to 20, got 21"),
+        ({"stream_options": 3}, "stream_options", "got 3"),
+    ],
+)
+def test_bad_completion_fields(server, body, param, message):
+    """400 names the field's path, its bound and the value it had."""
+    reply = post(server, "/v1/completions", {"prompt": "x", **body})
+    error = reply.json()["error"]
+    assert (reply.status_code, error["type"], error["param"]) == (400, "invalid_request_error", param)
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "message"),
+    [
+        ({"messages": []}, "messages", "at least 1 item"),
+        ({"messages": [{"content": "x"}]}, "messages[0].role", "messages[0].role is required"),
+        ({"messages": [{"role": "pirate", "content": "x"}]}, "messages", "role must be system, user or assistant"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0]",
+            "must be of type 'text' with a text, got 'image_url'",
+        ),
+        ({**CHAT, "tools": [{"type": "function"}]}, "tools", "tools is not supported yet"),
+        ({**CHAT, "top_logprobs": 2}, "top_logprobs", "top_logprobs needs logprobs to be true"),
+        ({**CHAT, "chat_template": "{{ 1 }}"}, "chat_template", "chat_template is not supported yet"),
+        ({**CHAT, "max_completion_tokens": 0}, "max_completion_tokens", "greater than or equal to 1, got 0"),
+    ],
+)
+def test_bad_chat_fields(server, body, param, message):
+    """Chat refuses like completions do; what the model's own template refuses is the client's to know."""
+    reply = post(server, "/v1/chat/completions", body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert message in error["message"]
+
+
+def test_unknown_fields_are_accepted(server):
+    """Clients send fields of the day; they change nothing."""
+    reply = post(server, "/v1/completions", {"prompt": "x", "max_tokens": 1, "store": True, "service_tier": "auto"})
+    assert reply.status_code == 200
+
+
+def test_fields_that_change_nothing_are_accepted(server):
+    """The neutral values of unsupported fields are no reason to refuse."""
+    neutral = {"response_format": {"type": "text"}, "tools": [{"type": "function"}], "tool_choice": "none"}
+    assert post(server, "/v1/chat/completions", {**CHAT, "max_tokens": 1, **neutral}).status_code == 200
+    assert post(server, "/v1/completions", {"prompt": "x", "max_tokens": 1, "best_of": 1}).status_code == 200
+
+
+def test_broken_json(server):
+    """400 that says the body is not JSON."""
+    reply = httpx.post(
+        f"{server.url}/v1/completions", content=b'{"prompt": ', headers={"content-type": "application/json"}
+    )
+    assert reply.status_code == 400
+    assert "the body is not valid JSON" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/v1/completions", 405)])
+def test_wrong_path_or_method(server, method, path, status):
+    """Also what no endpoint answers has OpenAI's shape."""
+    reply = httpx.request(method, server.url + path)
+    assert reply.status_code == status
+    assert reply.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_body_too_large(server):
+    """413 before the body is read, and while an undeclared one is."""
+
+    def endless():
+        for _ in range(40):
+            yield b" " * 1024 * 1024
+
+    declared = httpx.post(f"{server.url}/v1/completions", content=b" " * (33 * 1024 * 1024), timeout=30)
+    assert declared.status_code == 413
+    chunked = httpx.post(f"{server.url}/v1/completions", content=endless(), timeout=30)
+    assert chunked.status_code == 413
+    assert "at most 33554432 bytes" in chunked.json()["error"]["message"]
+
+
+def test_request_refused_by_the_engine(server):
+    """What only the engine can judge comes back as a 400 of this request alone."""
+    reply = server.complete(cache_salt="refuse", n=3)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, "the core refuses this")
+    assert server.complete(max_tokens=1).status_code == 200
+
+
+def test_request_id_is_honoured(server):
+    """A usable X-Request-Id comes back and names the completion; an unusable one is replaced."""
+    reply = httpx.post(
+        f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers={"X-Request-Id": "my-id-1"}
+    )
+    assert reply.headers["x-request-id"] == "my-id-1"
+    assert reply.json()["id"] == "cmpl-my-id-1"
+    assert '"request_id": "my-id-1"' in server.log
+    bad = httpx.get(f"{server.url}/version", headers={"X-Request-Id": "bad id{}"})
+    assert bad.headers["x-request-id"] != "bad id{}"
+
+
+def test_prompts_are_not_logged(server):
+    """Neither what users say nor what the model answers reaches the log."""
+    server.complete(prompt="very secret words", max_tokens=3)
+    assert "secret" not in server.log
+
+
+def test_tokenize_and_back(server):
+    """Text to ids and back; a conversation as its template renders it."""
+    reply = post(server, "/tokenize", {"prompt": "def größe():", "return_token_strs": True}).json()
+    assert reply["count"] == len(reply["tokens"]) == len(reply["token_strs"])
+    assert reply["max_model_len"] == 2048
+    back = post(server, "/detokenize", {"tokens": reply["tokens"][1:]}).json()
+    assert back["prompt"] == "def größe():"
+    chat = post(server, "/tokenize", CHAT).json()
+    assert chat["count"] > 3
+    both = post(server, "/tokenize", {"prompt": "x", **CHAT})
+    assert both.status_code == 400
+    assert post(server, "/detokenize", {"tokens": [10**9]}).status_code == 400
+
+
+def test_documentation_is_served(server):
+    """/docs and the document behind it exist and name the endpoints."""
+    assert httpx.get(f"{server.url}/docs").status_code == 200
+    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/health", "/metrics"} <= paths.keys()
+
+
+def test_health_and_version(server):
+    """Readiness for load balancers, and which version answers."""
+    assert httpx.get(f"{server.url}/health").status_code == 200
+    assert httpx.get(f"{server.url}/version").json()["version"]
