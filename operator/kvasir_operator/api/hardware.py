@@ -15,7 +15,12 @@ class AcceleratorSpec(ApiModel):
     vendor: Literal["nvidia", "cpu"] = Field(
         default="nvidia", description="Kind of device. cpu: none, the model runs on the processor."
     )
-    count: int = Field(default=1, ge=1, le=16, description="Devices for one replica.")
+    count: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Devices for one replica. This version's runtime refuses more than 1.",
+    )
     products: list[str] = Field(
         default=[],
         max_length=32,
@@ -52,6 +57,15 @@ class ParallelismSpec(ApiModel):
     """How one replica divides the model among its devices."""
 
     tensor: int | None = Field(
-        default=None, ge=1, le=16, description="Devices that share each layer. Unset: accelerator.count / pipeline."
+        default=None,
+        ge=1,
+        le=16,
+        description="Devices that share each layer. Unset: accelerator.count / pipeline. This version's runtime "
+        "refuses more than 1.",
     )
-    pipeline: int = Field(default=1, ge=1, le=16, description="Stages of consecutive layers, one after the other.")
+    pipeline: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="Stages of consecutive layers, one after the other. This version's runtime refuses more than 1.",
+    )

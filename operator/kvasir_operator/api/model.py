@@ -53,7 +53,9 @@ class ModelSpec(ApiModel):
         description="Name that requests use in their `model` field. Unset: the name of this InferenceService.",
     )
     quantization: Quantization = Field(
-        default="auto", description="How weights are stored on the device. auto: as the checkpoint says."
+        default="auto",
+        description="How weights are stored on the device. auto: as the checkpoint says. This version's runtime "
+        "refuses int8, int4 and fp8.",
     )
     dtype: Dtype = Field(default="auto", description="Type of weights and activations. auto: the checkpoint's own.")
     max_model_len: int | None = Field(
@@ -115,7 +117,9 @@ class EngineSpec(ApiModel):
         default=None, description="Tokens in one KV block. Unset: 16."
     )
     kv_cache_dtype: KVCacheDtype | None = Field(
-        default=None, description="Type in which keys and values are kept. Unset or auto: the model's dtype."
+        default=None,
+        description="Type in which keys and values are kept. Unset or auto: the model's dtype. This version's runtime "
+        "refuses fp8 and int8.",
     )
     kv_cache_memory: Quantity | None = Field(
         default=None,

@@ -56,7 +56,7 @@ class RolloutSpec(ApiModel):
     strategy: Literal["Auto", "Surge", "InPlace"] = Field(
         default="Auto",
         description="Surge: a new replica serves before an old one goes. InPlace: an old one is drained and replaced. "
-        "Auto: surge while accelerators for one more replica are free, else in place.",
+        "Auto: surge; going in place where no accelerator is free is not acted on yet.",
     )
     max_surge: int = Field(default=1, ge=0, le=100, description="Replicas above `replicas` during a rollout.")
     max_unavailable: int = Field(

@@ -148,7 +148,7 @@ class InferenceServiceSpec(ApiModel):
     )
     drain: DrainSpec = Field(default=DrainSpec(), description="How a replica that goes treats its running requests.")
     router: RouterSpec = Field(
-        default=RouterSpec(), description="The entry point in front of the replicas. Not acted on yet."
+        default=RouterSpec(), description="The entry point in front of the replicas, and who may pass."
     )
 
 
