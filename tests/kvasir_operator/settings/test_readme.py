@@ -26,7 +26,7 @@ def shown_default(field: FieldInfo) -> str:
         case bool():
             return f"`{str(value).lower()}`"
         case None | "" | []:
-            return "–"
+            return "unset"
         case float():
             return f"`{value:g}`"
         case _:
