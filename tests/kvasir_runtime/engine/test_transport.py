@@ -1,0 +1,90 @@
+"""Messages survive the way between the processes unchanged."""
+
+from pathlib import Path
+
+import pytest
+
+from kvasir_runtime.config import CacheConfig, EngineConfig
+from kvasir_runtime.engine.engine_process import EngineSpec
+from kvasir_runtime.engine.launcher import explain_exit
+from kvasir_runtime.engine.messages import (
+    AbortRequests,
+    EngineFailed,
+    EngineOutput,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    FinishReason,
+    Heartbeat,
+    StartupProgress,
+    StepOutputs,
+    TokenLogprobs,
+)
+from kvasir_runtime.engine.transport import decode, encode, make_socket_folder, remove_socket_folder
+from kvasir_runtime.sampling_params import SamplingParams
+
+SAMPLING = SamplingParams(n=2, max_tokens=5, logit_bias={3: -1.5}, stop=("a", "b"), stop_token_ids=(7,), seed=-1)
+SCORED = TokenLogprobs(5, -0.25, 0, [(5, -0.25), (6, -2.0)])
+MESSAGES = [
+    EngineRequest("r1", [1, 2, 3], SAMPLING, 12.5, priority=-3, cache_salt="s", adapter="a", adapter_digest="d"),
+    AbortRequests(["r1", "r2"]),
+    StepOutputs(
+        [EngineOutput("r1", [5], 1, FinishReason.STOP, 5, [SCORED], [None, SCORED], 16, "")],
+        EngineStats(running=1, cache_value=0.5),
+        {"r1": 13.0},
+    ),
+    StartupProgress("weights", 0.5, "shard 1 of 2"),
+    EngineReady(2048, 3072, 16, 100, 10**10, 1000, "digest", "bfloat16", {"weights": 1.5}),
+    EngineFailed('{"cause": "EngineDied"}'),
+    Heartbeat(0.0, 1.25),
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
+def test_round_trip(message):
+    """Every message is rebuilt equal, types included."""
+    assert decode(encode(message)) == message
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xff", b"\x63\x80"])
+def test_unknown_frames(frame):
+    """Bytes of no message are refused, not guessed at."""
+    with pytest.raises(ValueError, match="unknown message tag"):
+        decode(frame)
+
+
+def test_spec_round_trip():
+    """The settings of a new engine process arrive as they were, paths included."""
+    config = EngineConfig(Path("/models/x"), cache=CacheConfig(memory=1 << 30), num_threads=2)
+    spec = EngineSpec(config, Path("/run/kvasir"), "debug", "json")
+    assert EngineSpec.from_bytes(spec.to_bytes()) == spec
+
+
+def test_socket_folder_is_private(tmp_path, monkeypatch):
+    """Only this user may enter the folder, and it leaves nothing behind."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = make_socket_folder()
+    assert folder.parent == tmp_path
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (folder / "requests").touch()
+    remove_socket_folder(folder)
+    remove_socket_folder(folder)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("status", "loading", "killed_for_memory", "cause", "message"),
+    [
+        (-9, True, True, "OutOfMemoryWeights", "the kernel killed the engine while it loaded the model: out of memory"),
+        (-9, False, True, "OutOfMemoryKVCache", "the kernel killed the engine while it served: out of memory"),
+        (-9, True, False, "EngineDied", "the engine process was killed by SIGKILL while it loaded the model"),
+        (-11, False, False, "EngineDied", "the engine process was killed by SIGSEGV while it served"),
+        (-64, False, False, "EngineDied", "the engine process was killed by SIGRTMAX while it served"),
+        (-63, False, False, "EngineDied", "the engine process was killed by signal 63 while it served"),
+        (3, False, False, "EngineDied", "the engine process exited with status 3 while it served"),
+    ],
+)
+def test_explained_exits(status, loading, killed_for_memory, cause, message):
+    """Memory is blamed only where the kernel says so."""
+    report = explain_exit(status, loading=loading, killed_for_memory=killed_for_memory)
+    assert (report.cause, report.message) == (cause, message)
