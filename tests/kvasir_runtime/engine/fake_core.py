@@ -1,7 +1,8 @@
 """An engine core without a model: repeats the prompt's tokens, and fails on demand.
 
 A request's `cache_salt` says what shall go wrong: `raise`, `exit`, `block` or `spin` in the next step, `slow` for a
-step of 50 ms, `refuse` when it arrives. The environment variable `FAKE_CORE_START` makes the start fail: `raise`, `oom`, `exit` or `block`.
+step of 50 ms, `refuse` when it arrives. The environment variable `FAKE_CORE_START` makes the start fail: `raise`,
+`oom`, `exit` or `block`.
 """
 
 import os

@@ -1,6 +1,7 @@
 """What breaks ends in a clear state: an error to every client in flight, the reason for the kubelet, no orphans."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -13,6 +14,16 @@ from kvasir_runtime.contract.failures import Cause, FailureReport
 from tests.kvasir_runtime.server.harness import is_running, wait_until
 
 SLOW = {"prompt": "def foo(", "max_tokens": 2000, "cache_salt": "slow"}
+
+
+def complete_in_background(server, **body) -> None:
+    """Send a request that will never be answered well."""
+
+    def work() -> None:
+        with contextlib.suppress(httpx.TransportError):
+            server.complete(**body)
+
+    threading.Thread(target=work, daemon=True).start()
 
 
 async def break_under_load(server, break_it) -> tuple[httpx.Response, bytes]:
@@ -126,7 +137,7 @@ async def test_engine_stopped(start_server):
 def test_stuck_step(start_server):
     """A step that waits for ever without using the CPU is dead after 20 s."""
     server = start_server().wait_ready()
-    threading.Thread(target=server.complete, kwargs={"cache_salt": "block"}, daemon=True).start()
+    complete_in_background(server, cache_salt="block")
     wait_until(lambda: server.probe("/livez").status_code == 503, timeout_s=40)
     assert "uses no CPU: it is stuck" in server.probe("/livez").json()["message"]
     assert server.process.wait(30) == 1
@@ -137,7 +148,7 @@ def test_stuck_step(start_server):
 def test_long_step_is_alive(start_server):
     """A step of half a minute that works is alive all the while: long prefills are no stalls."""
     server = start_server().wait_ready()
-    threading.Thread(target=lambda: server.complete(cache_salt="spin", max_tokens=1), daemon=True).start()
+    complete_in_background(server, cache_salt="spin")
     until = time.monotonic() + 30
     while time.monotonic() < until:
         threading.Event().wait(1)
