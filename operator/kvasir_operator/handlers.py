@@ -33,15 +33,15 @@ def make_registry(reconciler: Reconciler, configuration: Configuration) -> kopf.
         reconciler.notice(SERVICES, event["type"], event["object"])
 
     @kopf.on.login(registry=registry)
-    def on_login(**_: Any) -> kopf.ConnectionInfo:
-        return connection(configuration)
+    async def on_login(**_: Any) -> kopf.ConnectionInfo:
+        return await connection(configuration)
 
     return registry
 
 
-def connection(configuration: Configuration) -> kopf.ConnectionInfo:
+async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
     """The credentials of the client, as kopf wants them; read anew at each login, since tokens are renewed."""
-    scheme, _, token = (configuration.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
+    scheme, _, token = (await configuration.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
     return kopf.ConnectionInfo(
         server=configuration.host,
         ca_path=configuration.ssl_ca_cert,

@@ -10,26 +10,27 @@
 """
 
 import asyncio
+import json
 import logging
+import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
-import aiohttp
-from kubernetes.aio.client import ApiClient, ApiException, CoordinationV1Api
+from kubernetes.aio.client import ApiClient, ApiException
 from kubernetes.aio.leaderelection.electionconfig import Config
 from kubernetes.aio.leaderelection.leaderelection import LeaderElection
 from kubernetes.aio.leaderelection.leaderelectionrecord import LeaderElectionRecord
-from kubernetes.aio.leaderelection.resourcelock.leaselock import LeaseLock
+from kubernetes.aio.leaderelection.resourcelock.baselock import BaseLock
 
 from kvasir_operator import metrics
-from kvasir_operator.errors import LeadershipLostError
+from kvasir_operator.cluster import LEASES, MERGE_PATCH, Cluster
+from kvasir_operator.errors import ApiError, LeadershipLostError
 from kvasir_operator.settings import Settings
 from kvasir_operator.tasks import cancel, first_of
 
 log = logging.getLogger(__name__)
-
-_NO_ANSWER = (aiohttp.ClientError, TimeoutError, OSError)
 
 
 def boot_clock() -> float:
@@ -78,56 +79,80 @@ class Unelected(Leadership):
         self.renewed(0.0)
 
 
-class GuardedLock(LeaseLock):  # type: ignore[misc] # the client has no types
-    """A Lease as the election's lock. Tells `leadership` of renewals; a request may take `timeout_s`."""
+class LeaseLock(BaseLock):  # type: ignore[misc] # the client has no types
+    """A Lease as the election's lock. Tells `leadership` of renewals.
 
-    def __init__(
-        self, client: ApiClient, name: str, namespace: str, identity: str, leadership: Leadership, timeout_s: float
-    ) -> None:
-        super().__init__(name, namespace, identity, client)
+    In place of the client's own: that one writes local time as UTC, and lets a missing answer end the election. The
+    election's record is not needed to write: it holds nothing but our name, the duration and the time.
+    """
+
+    def __init__(self, cluster: Cluster, settings: Settings, identity: str, leadership: Leadership) -> None:
+        super().__init__(settings.lease_name, settings.namespace, identity)
+        self._cluster = cluster
+        self._duration = math.ceil(settings.lease_duration_seconds)
         self._leadership = leadership
-        self._timeout = timeout_s
+        self._lease: dict[str, Any] = {}
 
-    async def get(self, name: str, namespace: str) -> tuple[bool, Any]:
+    async def get(self, name: str, namespace: str) -> tuple[bool, LeaderElectionRecord | ApiException]:
+        """The Lease as a record, or the error in the form in which the election looks for "not found"."""
         try:
-            async with asyncio.timeout(self._timeout):
-                found: tuple[bool, Any] = await super().get(name, namespace)
-        except _NO_ANSWER as error:
-            return False, ApiException(status=0, reason=f"no answer: {str(error) or type(error).__name__}")
-        return found
+            self._lease = await self._cluster.get(LEASES, namespace, name)
+        except ApiError as error:
+            failure = ApiException(status=error.status, reason=str(error))
+            failure.body = json.dumps({"code": error.status})
+            return False, failure
+        spec = self._lease.get("spec") or {}
+        duration = spec.get("leaseDurationSeconds")
+        return True, LeaderElectionRecord(
+            spec.get("holderIdentity") or None,
+            str(duration) if duration is not None else None,
+            spec.get("acquireTime"),
+            spec.get("renewTime"),
+        )
 
-    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:
-        return await self._timed(super().create(name, namespace, election_record))
+    async def create(self, name: str, namespace: str, election_record: LeaderElectionRecord) -> bool:  # noqa: ARG002
+        manifest = {
+            "apiVersion": LEASES.api_version,
+            "kind": "Lease",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": self._spec({}),
+        }
+        return await self._hold(self._cluster.create(LEASES, namespace, manifest))
 
-    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:
-        return await self._timed(super().update(name, namespace, updated_record))
+    async def update(self, name: str, namespace: str, updated_record: LeaderElectionRecord) -> bool:  # noqa: ARG002
+        """Write the Lease that was read last; a conflict if somebody else did so since."""
+        version = self._lease["metadata"]["resourceVersion"]
+        body = {"metadata": {"resourceVersion": version}, "spec": self._spec(self._lease.get("spec") or {})}
+        return await self._hold(self._cluster.patch(LEASES, namespace, name, body, MERGE_PATCH))
 
     async def release(self) -> None:
         """Leave the Lease without a holder, if we are it still; others need not wait then."""
-        api = CoordinationV1Api(self.api_instance.api_client)
         try:
-            async with asyncio.timeout(self._timeout):
-                lease = await api.read_namespaced_lease(self.name, self.namespace)
-                if lease.spec.holder_identity == self.identity:
-                    version = {"resourceVersion": lease.metadata.resource_version}
-                    body = {"metadata": version, "spec": {"holderIdentity": None}}
-                    await api.patch_namespaced_lease(
-                        self.name, self.namespace, body, _content_type="application/merge-patch+json"
-                    )
-        except (*_NO_ANSWER, ApiException) as error:
+            lease = await self._cluster.get(LEASES, self.namespace, self.name)
+            if lease["spec"].get("holderIdentity") == self.identity:
+                version = {"resourceVersion": lease["metadata"]["resourceVersion"]}
+                body = {"metadata": version, "spec": {"holderIdentity": None}}
+                await self._cluster.patch(LEASES, self.namespace, self.name, body, MERGE_PATCH)
+        except ApiError as error:
             log.warning("the Lease was not released, it expires by itself: %s", error)
 
-    async def _timed(self, request: Awaitable[bool]) -> bool:
+    def _spec(self, before: Mapping[str, Any]) -> dict[str, Any]:
+        """The Lease held by us from now on; the time of acquisition stays while we hold it."""
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        spec = {"holderIdentity": self.identity, "leaseDurationSeconds": self._duration, "renewTime": now}
+        if before.get("holderIdentity") != self.identity:
+            spec |= {"acquireTime": now, "leaseTransitions": before.get("leaseTransitions", -1) + 1}
+        return spec
+
+    async def _hold(self, request: Awaitable[object]) -> bool:
         sent_at = self._leadership.now()
         try:
-            async with asyncio.timeout(self._timeout):
-                succeeded = await request
-        except _NO_ANSWER as error:
-            log.warning("the Lease could not be written: %s", str(error) or type(error).__name__)
+            await request
+        except ApiError as error:
+            log.warning("the Lease could not be written: %s", error)
             return False
-        if succeeded:
-            self._leadership.renewed(sent_at)
-        return succeeded
+        self._leadership.renewed(sent_at)
+        return True
 
 
 async def lead(
@@ -143,13 +168,13 @@ async def lead(
     Once `stop` is set it waits no longer; ending `act` is for the caller to see to. Raises LeadershipLostError when the
     Lease is lost, once `act` has been cancelled, and whatever `act` raises.
     """
-    timeout_s = settings.lease_renew_deadline_seconds / 2
-    lock = GuardedLock(client, settings.lease_name, settings.namespace, identity, leadership, timeout_s)
+    cluster = Cluster(client, lambda: None, timeout_s=settings.lease_renew_deadline_seconds / 2)
+    lock = LeaseLock(cluster, settings, identity, leadership)
     elected = asyncio.Event()
     log.info("waiting for Lease %s/%s as %s", settings.namespace, settings.lease_name, identity)
     renewing = asyncio.create_task(_election(lock, settings, elected).run(), name="leader election")
     try:
-        await first_of(elected.wait(), stop.wait())
+        await first_of(elected.wait(), stop.wait(), asyncio.shield(renewing))
         if not stop.is_set():
             log.info("this operator leads")
             await _while_leading(renewing, act)
@@ -161,7 +186,7 @@ async def lead(
             await lock.release()
 
 
-def _election(lock: GuardedLock, settings: Settings, elected: asyncio.Event) -> LeaderElection:
+def _election(lock: LeaseLock, settings: Settings, elected: asyncio.Event) -> LeaderElection:
     async def started() -> None:
         elected.set()
 
@@ -170,7 +195,7 @@ def _election(lock: GuardedLock, settings: Settings, elected: asyncio.Event) -> 
 
     config = Config(
         lock,
-        lease_duration=settings.lease_duration_seconds,
+        lease_duration=math.ceil(settings.lease_duration_seconds),  # whole seconds in a Lease
         renew_deadline=settings.lease_renew_deadline_seconds,
         retry_period=settings.lease_retry_seconds,
         onstarted_leading=started,

@@ -189,15 +189,15 @@ class Reconciler:
     async def _tell(
         self, service: _Service, before: Snapshot, after: Snapshot, outcomes: list[Outcome]
     ) -> datetime | None:
-        """Write the status and the Events; returns when to write details of the status that have to wait."""
+        """Write Events and the status; returns when to write details of the status that have to wait."""
         if after.meta.deletion_timestamp is not None:
             return None
-        status = make_status(after, self._clock())
         done = [outcome.action for outcome in outcomes if outcome.error is None]
         wanted = wanted_replicas(before.spec) if before.spec is not None else 0
-        notes = [*notes_on_actions(done, before.status, wanted), *notes_on_status(after.status, status)]
+        await self._record(after.meta, notes_on_actions(done, before.status, wanted))
+        status = make_status(after, self._clock())
         due = await service.writer.write(after.meta, after.status, status)
-        await self._record(after.meta, notes)
+        await self._record(after.meta, notes_on_status(after.status, status))
         return due
 
     async def _record(self, meta: ObjectMeta, notes: list[Note]) -> None:

@@ -40,7 +40,7 @@ class StatusWriter:
         if change is Change.DETAIL and self._written_at is not None and now < self._written_at + DETAIL_INTERVAL:
             return self._written_at + DETAIL_INTERVAL
         manifest = self._store.service(self._key)
-        patch = difference((manifest or {}).get("status") or {}, after.to_manifest())
+        patch = difference((manifest or {}).get("status") or {}, without_blanks(after.to_manifest()))
         if patch:
             await self._patch(meta, patch)
         self._written_at = now
@@ -56,6 +56,13 @@ class StatusWriter:
                 raise
         else:
             self._store.put(SERVICES_OF_OURS, written)
+
+
+def without_blanks(value: Any) -> Any:
+    """Leave out empty texts, which say no more than their absence; some API servers take them for null and refuse."""
+    if isinstance(value, dict):
+        return {key: without_blanks(inner) for key, inner in value.items() if inner != ""}
+    return [without_blanks(inner) for inner in value] if isinstance(value, list) else value
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
