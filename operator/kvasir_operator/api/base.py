@@ -1,7 +1,7 @@
 """What every model of the API is made of: camelCase names, Kubernetes' quantities, durations and times."""
 
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, GetCoreSchemaHandler, PlainSerializer
 from pydantic.alias_generators import to_camel
@@ -70,11 +70,6 @@ class Duration(str):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """Read numbers with units; its JSON schema is a string with a pattern."""
         return core_schema.no_info_after_validator_function(cls, core_schema.str_schema(pattern=DURATION_PATTERN))
-
-    @classmethod
-    def of(cls, seconds: float) -> Self:
-        """Write whole seconds: `Duration.of(90)` is `90s`."""
-        return cls(f"{seconds:.0f}s")
 
 
 def _whole_utc_seconds(time: datetime) -> datetime:

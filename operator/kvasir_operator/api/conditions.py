@@ -129,12 +129,6 @@ def find_condition(conditions: Iterable[Condition], kind: ConditionType) -> Cond
     return next((condition for condition in conditions if condition.type == kind), None)
 
 
-def is_true(conditions: Iterable[Condition], kind: ConditionType) -> bool:
-    """Whether the condition is known to hold."""
-    found = find_condition(conditions, kind)
-    return found is not None and found.status == "True"
-
-
 def set_condition(
     conditions: Sequence[Condition],
     kind: ConditionType,

@@ -6,7 +6,6 @@ whatever is in them.
 """
 
 import re
-from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
@@ -52,10 +51,6 @@ class ObjectMeta(ApiModel):
     annotations: dict[str, str] = Field(default={})
     creation_timestamp: Time | None = None
     deletion_timestamp: Time | None = None
-
-    def is_deleted(self, now: datetime) -> bool:
-        """Whether deletion was asked for at or before `now`."""
-        return self.deletion_timestamp is not None and self.deletion_timestamp <= now
 
 
 class ResourceRequirements(ApiModel):

@@ -85,11 +85,6 @@ def pod_name(service: str, revision: str, suffix: str) -> str:
     return f"{service}-{revision}-{suffix}"
 
 
-def revision_name(service: str, revision: str) -> str:
-    """The ControllerRevision that keeps the template of a revision."""
-    return f"{service}-{revision}"
-
-
 def owned_labels(service: str) -> dict[str, str]:
     """Labels of every object that belongs to the service."""
     return {

@@ -29,7 +29,7 @@ DIGEST_LENGTH: Final = 10
 
 
 class RevisionTemplate(ApiModel):
-    """Everything that two pods of the same revision have in common. Stored in the revision, read back to build pods."""
+    """Everything that two pods of the same revision have in common; can be stored as JSON and read back."""
 
     served_name: str
     image: str

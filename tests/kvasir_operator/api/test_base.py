@@ -7,7 +7,6 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from kvasir_operator.api.base import Duration, Quantity, Time, format_time
-from kvasir_operator.api.kubernetes import ObjectMeta
 from kvasir_operator.api.v1alpha1 import InferenceService
 
 MINIMAL: dict[str, Any] = {
@@ -85,11 +84,3 @@ def test_conditions_of_a_newer_operator_are_left_out_of_a_status() -> None:
     service = InferenceService.from_manifest({**MINIMAL, "status": status})
     assert service.status.replicas == 2
     assert [condition.to_manifest() for condition in service.status.conditions] == [known]
-
-
-@pytest.mark.parametrize(("age", "deleted"), [(-1, True), (0, True), (1, False)])
-def test_an_object_is_deleted_from_its_deletion_time_on(age: int, deleted: bool) -> None:
-    now = datetime(2026, 3, 1, tzinfo=UTC)
-    meta = ObjectMeta(name="a", deletion_timestamp=now + timedelta(seconds=age))
-    assert meta.is_deleted(now) is deleted
-    assert not ObjectMeta(name="a").is_deleted(now)

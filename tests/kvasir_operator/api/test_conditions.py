@@ -11,7 +11,6 @@ from kvasir_operator.api.conditions import (
     Reason,
     drop_condition,
     find_condition,
-    is_true,
     set_condition,
 )
 
@@ -70,9 +69,6 @@ def test_a_condition_is_written_as_kubernetes_does() -> None:
     }
 
 
-def test_what_was_never_set_is_neither_found_nor_true() -> None:
+def test_what_was_never_set_or_was_dropped_is_not_found() -> None:
     assert find_condition([], ConditionType.READY) is None
-    assert not is_true([], ConditionType.READY)
-    assert not is_true([ready("Unknown")], ConditionType.READY)
-    assert is_true([ready("True")], ConditionType.READY)
     assert drop_condition([ready("True")], ConditionType.READY) == []

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 from kvasir_operator.api.v1alpha1 import InferenceService
-from kvasir_operator.resources.revision import build_revision, template_of
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.settings import Settings
 
@@ -83,16 +82,13 @@ def test_settings_that_shape_no_engine_roll_nothing(make_service: MakeService) -
     assert digest(make_service, other) == digest(make_service)
 
 
-def test_a_revision_keeps_its_template(make_service: MakeService) -> None:
+def test_a_template_can_be_stored_and_read_back(make_service: MakeService) -> None:
     service = make_service(
         accelerator={"count": 2}, engine={"kvCacheMemory": "1Gi"}, affinity={"podAffinity": {"x": [1]}}
     )
     template = RevisionTemplate.of(service, SETTINGS)
-    revision = build_revision(service.metadata, template, 3)
-    assert revision["metadata"]["name"] == f"tiny-{template.digest()}"
-    assert revision["metadata"]["labels"]["kvasir.dev/revision"] == template.digest()
-    assert revision["revision"] == 3
-    assert revision["data"] == {
+    data = template.to_data()
+    assert data == {
         "servedName": "tiny",
         "image": "runtime:1",
         "model": {"source": {"uri": "pvc://models/tiny"}},
@@ -104,5 +100,5 @@ def test_a_revision_keeps_its_template(make_service: MakeService) -> None:
         },
         "affinity": {"podAffinity": {"x": [1]}},
     }
-    assert template_of(revision) == template
-    assert template_of(revision).digest() == template.digest()
+    assert RevisionTemplate.model_validate(data) == template
+    assert RevisionTemplate.model_validate(data).digest() == template.digest()
