@@ -59,9 +59,8 @@ def fail(report: FailureReport, *, owns_pod: bool) -> int:
     """Tell people and the kubelet why the process ends; returns the exit status."""
     logger = logging.getLogger("kvasir")
     if logger.hasHandlers():
-        logger.error(
-            "%s%s", report.message, f" Remedy: {report.remedy}." if report.remedy else "", extra={"cause": report.cause}
-        )
+        remedy = f". Remedy: {report.remedy}." if report.remedy else ""
+        logger.error("%s%s", report.message, remedy, extra={"cause": report.cause})
     else:
         print(f"kvasir-runtime: {report.cause}: {report.message}", file=sys.stderr)
         if report.remedy:

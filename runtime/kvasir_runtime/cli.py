@@ -3,7 +3,7 @@
 import argparse
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, get_args, get_origin
 
@@ -53,11 +53,16 @@ class ArgumentParser(argparse.ArgumentParser):
         return f" (did you mean {', '.join(close)}?)" if close else ""
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of `EngineArgs`; values stay unparsed strings until `engine_args` checks them."""
+def add_engine_arguments(parser: argparse.ArgumentParser, only: Collection[str] | None = None) -> None:
+    """Add a flag for every field of `EngineArgs`; values stay unparsed strings until `engine_args` checks them.
+
+    `only` names the fields that a command offers, ungrouped, when it does not offer all.
+    """
     group: argparse._ArgumentGroup | argparse.ArgumentParser = parser
     for name, field in EngineArgs.model_fields.items():
-        if name in GROUPS:
+        if only is not None and name not in only:
+            continue
+        if only is None and name in GROUPS:
             group = parser.add_argument_group(GROUPS[name])
         options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field), "dest": name}
         if field.annotation is bool:

@@ -87,7 +87,9 @@ def from_validation(details: Sequence[Mapping[str, Any]]) -> ApiError:
             path, value = "the body", detail["ctx"]["error"]
         reasons.setdefault(path, []).append(explain(detail["type"], detail["msg"], value))
     sentences = [f"{path} {_either(texts)}".strip() for path, texts in reasons.items()]
-    return bad_request("; ".join(sentences), param=next((path for path in reasons if path != "the body"), None), code="invalid_value")
+    return bad_request(
+        "; ".join(sentences), param=next((path for path in reasons if path != "the body"), None), code="invalid_value"
+    )
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -20,6 +20,7 @@ from kvasir_runtime.contract.admin_api import (
     TokenState,
 )
 from kvasir_runtime.engine.heartbeat import Verdict
+from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.server.errors import ApiError, ErrorResponse, install_handlers
 from kvasir_runtime.server.service import Service
 from kvasir_runtime.version import version
@@ -155,7 +156,7 @@ def _capacity(service: Service) -> CapacityState | None:
     ready = service.ready
     if ready is None:
         return None
-    kv_tokens = ready.num_blocks * ready.block_size
+    kv_tokens = usable_tokens(ready)
     return CapacityState(
         weights_bytes=ready.weights_bytes,
         kv_bytes_per_token=ready.kv_bytes_per_token,
@@ -163,6 +164,11 @@ def _capacity(service: Service) -> CapacityState | None:
         max_concurrent_sequences=min(service.args.max_num_seqs, kv_tokens // ready.max_model_len),
         max_model_len=ready.max_model_len,
     )
+
+
+def usable_tokens(ready: EngineReady) -> int:
+    """Tokens that the KV cache holds; one block is the engine's own."""
+    return (ready.num_blocks - 1) * ready.block_size
 
 
 def _probe(state: LivenessState | ReadinessState, *, ok: bool) -> JSONResponse:

@@ -28,7 +28,7 @@ from kvasir_runtime.model_files import ModelFiles
 from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
 from kvasir_runtime.server.metrics import Metrics
-from kvasir_runtime.server.operator_app import build_operator_app, liveness
+from kvasir_runtime.server.operator_app import build_operator_app, liveness, usable_tokens
 from kvasir_runtime.server.process import process_started, raise_open_files_limit
 from kvasir_runtime.server.rates import SAMPLE_INTERVAL_S, Rates
 from kvasir_runtime.server.service import Service
@@ -140,7 +140,7 @@ async def _start(service: Service) -> None:
             "port": service.args.port,
             "admin_port": service.args.admin_port,
             "max_model_len": ready.max_model_len,
-            "kv_tokens": ready.num_blocks * ready.block_size,
+            "kv_tokens": usable_tokens(ready),
         },
     )
 

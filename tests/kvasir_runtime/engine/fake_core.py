@@ -48,7 +48,7 @@ class FakeCore:
             max_model_len=self.config.max_model_len or 2048,
             vocab_size=VOCAB_SIZE,
             block_size=16,
-            num_blocks=1024,
+            num_blocks=1025,
             weights_bytes=1000,
             kv_bytes_per_token=100,
             model_digest="fake",

@@ -1,0 +1,191 @@
+"""`kvasir-runtime inspect`: what a model folder holds, and whether it fits, before anything is loaded."""
+
+import argparse
+import json
+import os
+import struct
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final
+
+from kvasir_runtime import cli
+from kvasir_runtime.contract.engine_args import EngineArgs
+from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.contract.memory import DTYPE_BYTES, MemoryPlan, MemoryQuestion, ModelShape, plan_memory
+from kvasir_runtime.contract.quantities import format_bytes, parse_bytes
+from kvasir_runtime.model_files import ModelFiles, read_model_folder
+
+ENGINE_FLAGS: Final = (
+    *("model", "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
+    *("kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization"),
+)
+_LARGEST_HEADER: Final = 100_000_000
+"""Bytes of a safetensors header that the format allows."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Bytes and tokens as named. `fits` is False with the reason in `problem`."""
+
+    path: str
+    architecture: str
+    parameters: int
+    files_bytes: int
+    dtype: str
+    layers: int
+    hidden_size: int
+    heads: int
+    kv_heads: int
+    vocab_size: int
+    max_position: int
+    max_model_len: int
+    memory_limit: int
+    fits: bool
+    problem: str = ""
+    remedy: str = ""
+    weights_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    kv_tokens: int = 0
+    concurrent_sequences: int = 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--memory-limit",
+        metavar="BYTES",
+        help="plan for this much memory, such as 16Gi (default: what this process may use)",
+    )
+    cli.add_engine_arguments(parser, only=ENGINE_FLAGS)
+
+
+def run(namespace: argparse.Namespace) -> int:
+    """Print what was found; returns 1 when the model does not fit."""
+    args = cli.engine_args(namespace, os.environ)
+    found = inspect(args, _memory_limit(namespace.memory_limit))
+    print(json.dumps(asdict(found)) if namespace.json else describe(found))
+    return 0 if found.fits else 1
+
+
+def inspect(args: EngineArgs, limit: int) -> Inspection:
+    """Read the folder and plan its memory within `limit` bytes; raises KvasirError for a folder that is no model."""
+    model = read_model_folder(args.model)
+    try:
+        shape = ModelShape.from_hf_config(model.config)
+    except ValueError as error:
+        raise KvasirError(Cause.MODEL_INVALID, f"{model.path}: {error}", "download the model again") from None
+    question = _question(args, shape, limit)
+    facts = _facts(model, shape, question)
+    try:
+        return Inspection(**facts, **_planned(plan_memory(question), question), fits=True)
+    except KvasirError as error:
+        return Inspection(**facts, fits=False, problem=error.report.message, remedy=error.report.remedy)
+
+
+def describe(found: Inspection) -> str:
+    """The same for people."""
+    rows = {
+        "model": found.path,
+        "architecture": found.architecture,
+        "parameters": f"{found.parameters:,}",
+        "files": format_bytes(found.files_bytes),
+        "layers": f"{found.layers} x {found.hidden_size}, {found.heads} heads, {found.kv_heads} KV heads",
+        "vocabulary": f"{found.vocab_size:,}",
+        "context": f"{found.max_model_len:,} of {found.max_position:,} tokens",
+        "memory limit": format_bytes(found.memory_limit),
+    }
+    if found.fits:
+        rows |= {
+            "weights": f"{format_bytes(found.weights_bytes)} as {found.dtype}",
+            "KV per token": format_bytes(found.kv_bytes_per_token),
+            "KV cache": f"{found.kv_tokens:,} tokens = {found.concurrent_sequences} sequences of full length",
+        }
+    else:
+        rows |= {"does not fit": found.problem, "remedy": found.remedy}
+    return "\n".join(f"{label:<14}{value}" for label, value in rows.items())
+
+
+def count_parameters(folder: Path) -> int:
+    """Numbers in all *.safetensors of a folder, from their headers alone; raises KvasirError(WeightsCorrupt).
+
+    Source: https://huggingface.co/docs/safetensors/index#format
+    """
+    return sum(_count_in(file) for file in sorted(folder.glob("*.safetensors")))
+
+
+def _count_in(file: Path) -> int:
+    try:
+        header = _read_header(file)
+        return sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        raise KvasirError(
+            Cause.WEIGHTS_CORRUPT, f"{file} is no safetensors file: {error}", "download it again"
+        ) from None
+
+
+def _read_header(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > _LARGEST_HEADER:
+            msg = f"its header claims {length} bytes, the format allows {_LARGEST_HEADER}"
+            raise ValueError(msg)
+        return dict(json.loads(stream.read(length)))
+
+
+def _facts(model: ModelFiles, shape: ModelShape, question: MemoryQuestion) -> dict[str, Any]:
+    return {
+        "path": str(model.path),
+        "architecture": ", ".join(model.config.get("architectures") or ["not given"]),
+        "parameters": count_parameters(model.path),
+        "files_bytes": sum(file.stat().st_size for file in model.path.glob("*.safetensors")),
+        "dtype": question.dtype if question.quantization == "none" else question.quantization,
+        "layers": shape.num_layers,
+        "hidden_size": shape.hidden_size,
+        "heads": shape.num_heads,
+        "kv_heads": shape.num_kv_heads,
+        "vocab_size": shape.vocab_size,
+        "max_position": shape.max_position,
+        "max_model_len": question.max_model_len,
+        "memory_limit": question.limit,
+    }
+
+
+def _planned(plan: MemoryPlan, question: MemoryQuestion) -> dict[str, Any]:
+    return {
+        "weights_bytes": plan.weights_bytes,
+        "kv_bytes_per_token": plan.kv_bytes_per_token,
+        "kv_tokens": plan.kv_tokens,
+        "concurrent_sequences": plan.concurrent_sequences(question.max_model_len),
+    }
+
+
+def _question(args: EngineArgs, shape: ModelShape, limit: int) -> MemoryQuestion:
+    dtype = args.dtype if args.dtype != "auto" else shape.dtype
+    if dtype not in DTYPE_BYTES:
+        known = ", ".join(DTYPE_BYTES)
+        raise KvasirError(Cause.MODEL_UNSUPPORTED, f"dtype must be one of {known}, got {dtype!r}", "give --dtype")
+    return MemoryQuestion(
+        shape=shape,
+        dtype=dtype,
+        quantization="none" if args.quantization == "auto" else args.quantization,
+        kv_dtype=dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype,
+        block_size=args.block_size,
+        max_model_len=args.max_model_len or shape.max_position,
+        max_num_seqs=args.max_num_seqs,
+        max_num_batched_tokens=args.max_num_batched_tokens,
+        limit=limit,
+        utilization=args.gpu_memory_utilization,
+        kv_cache_memory=args.kv_cache_memory,
+    )
+
+
+def _memory_limit(given: str | None) -> int:
+    if given is None:
+        from kvasir_runtime.worker.host import memory_limit  # noqa: PLC0415 - reads the machine, not needed otherwise
+
+        return memory_limit().limit
+    try:
+        return parse_bytes(given)
+    except ValueError as error:
+        raise KvasirError(Cause.INVALID_ARGUMENTS, f"--memory-limit: {error}") from None
