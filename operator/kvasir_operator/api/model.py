@@ -29,7 +29,8 @@ class Source(ApiModel):
         description=(
             "Secret of this namespace with the credentials of a source that is fetched. Its keys: AWS_ACCESS_KEY_ID, "
             "AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_REGION and AWS_ENDPOINT_URL for s3, HF_TOKEN and "
-            "HF_ENDPOINT for hf, KVASIR_FETCH_TOKEN for https. Only the container that fetches can read it."
+            "HF_ENDPOINT for hf, KVASIR_FETCH_TOKEN for https, SSL_CERT_FILE for an authority of one's own. Only the "
+            "container that fetches can read it."
         ),
     )
     sha256: str | None = Field(
