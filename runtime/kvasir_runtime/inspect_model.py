@@ -130,7 +130,11 @@ def _read_header(file: Path) -> dict[str, Any]:
         if length > _LARGEST_HEADER:
             msg = f"its header claims {length} bytes, the format allows {_LARGEST_HEADER}"
             raise ValueError(msg)
-        return dict(json.loads(stream.read(length)))
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        msg = f"its header holds {type(header).__name__}, not an object"
+        raise TypeError(msg)
+    return header
 
 
 def _facts(model: ModelFiles, shape: ModelShape, question: MemoryQuestion) -> dict[str, Any]:
@@ -188,4 +192,4 @@ def _memory_limit(given: str | None) -> int:
     try:
         return parse_bytes(given)
     except ValueError as error:
-        raise KvasirError(Cause.INVALID_ARGUMENTS, f"--memory-limit: {error}") from None
+        raise KvasirError(Cause.INVALID_ARGUMENTS, f"--memory-limit: {error}", "write it as 16Gi") from None

@@ -36,6 +36,14 @@ def _split_commas(value: object) -> object:
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
 """A list; on the command line and in the environment its items are separated by commas."""
 
+
+def _whole_number(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+BlockSize = Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_whole_number)]
+"""Tokens; flags and variables bring it as text."""
+
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "int4", "fp8"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "int8"]
@@ -71,7 +79,7 @@ class EngineArgs(BaseModel):
     )
 
     # KV cache
-    block_size: Literal[8, 16, 32, 64, 128] = Field(default=16, description="tokens in one KV block")
+    block_size: BlockSize = Field(default=16, description="tokens in one KV block")
     kv_cache_dtype: KVCacheDtype = Field(default="auto", description="auto: the model's dtype")
     kv_cache_memory: Bytes | None = Field(
         default=None, description="bytes for KV blocks, such as 512Mi; takes precedence over gpu-memory-utilization"

@@ -38,6 +38,7 @@ def pieces(decoder: IncrementalDecoder, ids: list[int]) -> list[str]:
     return [*(decoder.push([token_id]) for token_id in ids), decoder.flush()]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.integers(0, 8))
 def test_byte_level_pieces_join_to_the_whole(text, split):
     """Whatever the text and wherever the prompt ends, the pieces are the rest of the text."""
@@ -49,6 +50,7 @@ def test_byte_level_pieces_join_to_the_whole(text, split):
         assert BYTE_LEVEL.decode(prompt) + shown == whole
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(FALLBACK_PIECES), max_size=30), st.lists(st.sampled_from(FALLBACK_PIECES), max_size=8))
 def test_byte_fallback_pieces_join_to_the_whole(generated, prompt):
     """Runs of byte tokens, which read differently when cut, come out whole, leading spaces included."""
@@ -84,7 +86,7 @@ def test_special_tokens_are_hidden_unless_wanted():
     st.lists(st.text(LETTERS, min_size=1, max_size=5), min_size=1, max_size=3),
     st.booleans(),
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_stop_strings_against_a_plain_search(texts, stops, include):
     """However the text is cut, what is shown ends at the first stop string of the whole text, or is all of it."""
     finder = StopStrings(tuple(stops), include)
