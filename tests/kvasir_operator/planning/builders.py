@@ -54,7 +54,9 @@ def engine(
         running=inflight,
         kv=KVState(block_size=16, blocks_total=100, blocks_active=active, blocks_cached=0, value=value),
         startup=StartupState(phase=phase, progress=progress),
-        capacity=CapacityState(weights_bytes=2**20, kv_bytes_per_token=512, kv_tokens=kv_tokens),
+        capacity=None
+        if phase is Phase.LOADING
+        else CapacityState(weights_bytes=2**20, kv_bytes_per_token=512, kv_tokens=kv_tokens),
     )
 
 

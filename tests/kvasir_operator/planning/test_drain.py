@@ -3,11 +3,11 @@
 from datetime import timedelta
 
 import pytest
+
 from kvasir_operator.planning.actions import DeletePod, Drain, SetGates, Why
 from kvasir_operator.planning.drain import dismiss, drain
 from kvasir_operator.planning.state import PodCondition, Stage, Timings
 from kvasir_operator.resources import names
-
 from tests.kvasir_operator.planning.builders import NOW, SILENT, ago, closed, engine, gates, pod, running
 
 TIMEOUT = 60.0

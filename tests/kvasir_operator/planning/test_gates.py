@@ -1,12 +1,12 @@
 """Readiness gates: the table of `planning.gates`, line by line."""
 
 import pytest
+
 from kvasir_operator.planning.actions import SetGates, Undrain, Why
 from kvasir_operator.planning.gates import admit
 from kvasir_operator.planning.state import PodCondition, Stage
 from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import Phase
-
 from tests.kvasir_operator.planning.builders import SILENT, closed, engine, gates, pod, running, waiting
 
 UNREADY = {"Ready": PodCondition("False")}

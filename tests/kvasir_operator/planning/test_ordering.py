@@ -2,7 +2,6 @@
 
 from kvasir_operator.planning.ordering import in_order_of_removal
 from kvasir_operator.planning.state import Stage
-
 from tests.kvasir_operator.planning.builders import SILENT, engine, pod
 
 

@@ -3,17 +3,17 @@
 from datetime import timedelta
 
 import pytest
+
 from kvasir_operator.planning.actions import Why
 from kvasir_operator.planning.replicas import backoff, decide, wanted_replicas
 from kvasir_operator.planning.state import Pod, PodPhase, Stage, Termination, Timings
-
 from tests.kvasir_operator.planning.builders import (
     NOW,
     SILENT,
     ago,
+    closed,
     engine,
     gates,
-    closed,
     pod,
     running,
     service,

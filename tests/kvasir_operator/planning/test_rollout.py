@@ -1,10 +1,10 @@
 """How an old revision gives way to a new one."""
 
 import pytest
+
 from kvasir_operator.api.v1alpha1 import RolloutSpec
 from kvasir_operator.planning.rollout import Bounds, next_step
 from kvasir_operator.planning.state import Stage
-
 from tests.kvasir_operator.planning.builders import pod, waiting
 
 SURGE, IN_PLACE = Bounds(1, 0), Bounds(0, 1)

@@ -1,8 +1,8 @@
 """Where a pod stands: the table above `Pod.stage`, line by line."""
 
 import pytest
-from kvasir_operator.planning.state import Pod, PodCondition, PodPhase, Stage
 
+from kvasir_operator.planning.state import Pod, PodCondition, PodPhase, Stage
 from tests.kvasir_operator.planning.builders import NOW, closed, gates
 
 READY = {"Ready": PodCondition("True")}

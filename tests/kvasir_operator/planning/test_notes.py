@@ -1,0 +1,64 @@
+"""Kubernetes Events: few, and worth reading."""
+
+from kvasir_operator.api.v1alpha1 import InferenceServiceStatus
+from kvasir_operator.planning.actions import ApplySecret, CreatePod, DeletePod, Note, Undrain, Why
+from kvasir_operator.planning.gates import shut
+from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
+from kvasir_operator.planning.state import Stage
+from kvasir_operator.planning.status import make_status
+from kvasir_operator.api.field_errors import FieldError
+
+from tests.kvasir_operator.planning.builders import NOW, pod, snapshot
+from tests.kvasir_operator.planning.test_verdicts import NO_MODEL
+
+EMPTY = InferenceServiceStatus()
+
+
+def test_pods_of_one_scale_up_share_an_event():
+    """Ten pods are one line."""
+    done = [ApplySecret(Why.MISSING), CreatePod("a", "r", Why.SCALE_UP), CreatePod("b", "r", Why.SCALE_UP)]
+    before = InferenceServiceStatus(desired_replicas=1)
+    assert notes_on_actions(done, before, 3) == [Note("ScaledUp", "from 1 to 3 replicas: created a, b")]
+    assert notes_on_actions(done, EMPTY, 2) == [Note("ScaledUp", "from 0 to 2 replicas: created a, b")]
+
+
+def test_what_happens_to_pods():
+    """Replaced, drained, called back, removed; an overrun deadline is a warning."""
+    done = [
+        CreatePod("b", "r", Why.REPLACE, 1, "a"),
+        CreatePod("c", "r", Why.REPLACE),
+        CreatePod("n", "new", Why.ROLLOUT),
+        shut(pod("d"), Why.SCALE_DOWN),
+        Undrain("e", "u", "ip", Why.DEMAND_RETURNED),
+        DeletePod("f", "u", Why.DRAINED),
+        DeletePod("g", "u", Why.DRAIN_DEADLINE),
+    ]
+    assert [(note.reason, note.message, note.warning) for note in notes_on_actions(done, EMPTY, 2)] == [
+        ("Replaced", "created b in place of a", False),
+        ("Replaced", "created c in place of one that is gone", False),
+        ("RollingOut", "created n of revision new", False),
+        ("Draining", "d leaves the endpoints: fewer replicas are wanted", False),
+        ("DrainCancelled", "e is needed again", False),
+        ("Removed", "deleted f: all its requests are finished", False),
+        ("DrainDeadline", "deleted g, whose requests outlasted drain.timeout", True),
+    ]
+
+
+def changed(before, after):
+    first = make_status(snapshot(**before), NOW)
+    second = make_status(snapshot(**after, status=first.to_manifest()), NOW)
+    return [(note.reason, note.warning) for note in notes_on_status(first, second)]
+
+
+def test_what_becomes_of_the_service():
+    """Ready, not ready, failed, not valid: told when it changes, and once."""
+    starting, serving = {"pods": [pod("a", Stage.STARTING)]}, {"pods": [pod("a")]}
+    broken, invalid = {"pods": [NO_MODEL]}, {"pods": [pod("a")], "errors": (FieldError("spec.x", "must be y"),)}
+    assert changed(starting, serving) == [("Ready", False)]
+    assert changed(serving, serving) == []
+    assert changed(serving, starting) == [("NotReady", True)]
+    assert changed(starting, broken) == [("ModelNotFound", True)]
+    assert changed(broken, broken) == []
+    assert changed(serving, invalid) == [("InvalidSpec", True)]
+    assert changed(invalid, invalid) == []
+    assert changed(serving, {"pods": [], "replicas": 0}) == []
