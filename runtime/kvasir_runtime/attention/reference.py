@@ -54,14 +54,15 @@ def gather(kv_2BKSC: Tensor, block_table_M: Tensor, length: int) -> tuple[Tensor
 def attend(q_QHC: Tensor, k_KLC: Tensor, v_KLC: Tensor, spec: AttentionSpec) -> Tensor:
     """The last Q of L tokens attend to all tokens up to themselves: `[Q, H, C]`."""
     num_queries, length = q_QHC.shape[0], k_KLC.shape[1]
-    q_KGQC = q_QHC.float().unflatten(1, (spec.num_kv_heads, spec.group)).permute(1, 2, 0, 3)
+    q_KGQC = q_QHC.float().reshape(num_queries, spec.num_kv_heads, spec.group, -1).permute(1, 2, 0, 3)
     scores_KGQL = q_KGQC @ k_KLC.float().mT[:, None] * spec.scale
     if spec.softcap is not None:
         scores_KGQL = torch.tanh(scores_KGQL / spec.softcap) * spec.softcap
     hidden_QL = ~visible(num_queries, length, spec.window, q_QHC.device)
     weights_KGQL = scores_KGQL.masked_fill(hidden_QL, float("-inf")).softmax(dim=-1)
     out_KGQC = weights_KGQL @ v_KLC.float()[:, None]
-    return out_KGQC.permute(2, 0, 1, 3).flatten(1, 2).to(q_QHC.dtype)
+    out_QHC: Tensor = out_KGQC.permute(2, 0, 1, 3).flatten(1, 2).to(q_QHC.dtype)
+    return out_QHC
 
 
 def visible(num_queries: int, length: int, window: int | None, device: torch.device | str = "cpu") -> Tensor:

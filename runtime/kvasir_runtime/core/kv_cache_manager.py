@@ -1,5 +1,6 @@
 """Gives sequences their KV blocks: found in the prefix cache, newly allocated, given back. Torch-free."""
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -86,7 +87,7 @@ class KVCacheManager:
 
     def value(self, now: float) -> float:
         """What the cache is worth: prompt tokens it saved from being computed, halved every `VALUE_HALF_LIFE_S`."""
-        return self._value * 0.5 ** ((now - self._value_time) / VALUE_HALF_LIFE_S)
+        return self._value * math.exp2((self._value_time - now) / VALUE_HALF_LIFE_S)
 
     def check_integrity(self, requests: Iterable[Request]) -> None:
         """Raise AssertionError when blocks leaked, are shared wrongly or tables do not cover what was computed."""

@@ -33,7 +33,7 @@ class Attention:
         self.backend = backend
         self.cos_sin_LC = cos_sin_LC
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.sizes = (q_size, kv_size, kv_size)
+        self.sizes = [q_size, kv_size, kv_size]
         names = [f"{prefix}.{name}_proj" for name in "qkv"]
         self.qkv = load.linear(names, config.hidden_size, self.sizes, bias=config.attention_bias)
         self.out = load.linear([f"{prefix}.o_proj"], q_size, [config.hidden_size], bias=config.output_bias)
@@ -44,11 +44,11 @@ class Attention:
     def _head_norm(config: DecoderConfig, load: LoadContext, name: str) -> RMSNorm | None:
         if not config.qk_norm:
             return None
-        return RMSNorm(load.load(name, config.head_dim), config.norm_eps, config.norm_offset)
+        return RMSNorm(load.load(name, config.head_dim), config.norm_eps, load.ops, config.norm_offset)
 
     def __call__(self, x_TD: Tensor, kv_2BKSC: Tensor, step: AttentionMetadata) -> Tensor:
         spec = self.spec
-        q_TX, k_TX, v_TX = self.qkv(x_TD).split(self.sizes, dim=-1)
+        q_TX, k_TX, v_TX = torch.split(self.qkv(x_TD), self.sizes, dim=-1)
         q_THC = q_TX.unflatten(-1, (spec.num_heads, spec.head_dim))
         k_TKC = k_TX.unflatten(-1, (spec.num_kv_heads, spec.head_dim))
         v_TKC = v_TX.unflatten(-1, (spec.num_kv_heads, spec.head_dim))

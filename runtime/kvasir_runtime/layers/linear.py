@@ -1,11 +1,12 @@
 """Linear layers, loaded straight from checkpoint tensors into one fused, packed weight."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from kvasir_runtime.layers.ops import Ops, TorchOps
 from kvasir_runtime.models.checkpoint import Checkpoint
 from kvasir_runtime.quantization.base import LinearMethod, PackedLinear
 
@@ -17,6 +18,7 @@ class LoadContext:
     checkpoint: Checkpoint
     dtype: torch.dtype
     method: LinearMethod
+    ops: Ops = field(default_factory=TorchOps)
 
     def load(self, name: str, *shape: int) -> Tensor:
         """A tensor in the engine's dtype, in memory of its own."""

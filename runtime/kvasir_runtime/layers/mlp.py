@@ -4,7 +4,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kvasir_runtime.layers.activation import GATED_ACTIVATIONS
 from kvasir_runtime.layers.linear import LoadContext
 from kvasir_runtime.models.config import DecoderConfig
 
@@ -30,7 +29,9 @@ class GatedMLP:
     ) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
         self.gate_up = load.linear([f"{prefix}.{gate}", f"{prefix}.{up}"], hidden, [inner, inner], bias=bias)
-        self.activate = GATED_ACTIVATIONS[config.activation]
+        self.activate = {"silu": load.ops.silu_and_mul, "gelu_pytorch_tanh": load.ops.gelu_tanh_and_mul}[
+            config.activation
+        ]
         self.down = load.linear([f"{prefix}.{down}"], inner, [hidden], bias=bias)
 
     def __call__(self, x_TD: Tensor) -> Tensor:

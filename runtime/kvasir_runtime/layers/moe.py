@@ -29,7 +29,7 @@ class MixtureOfExperts:
         weights_TA, chosen_TA = chances_TE.topk(self.experts_per_token, dim=-1)
         weights_TA = (weights_TA / weights_TA.sum(-1, keepdim=True)).to(x_TD.dtype)
         out_TD = torch.zeros_like(x_TD)
-        for number in chosen_TA.unique().tolist():
+        for number in torch.unique(chosen_TA).tolist():
             rows, places = torch.where(chosen_TA == number)
             out_TD.index_add_(0, rows, self.experts[number](x_TD[rows]) * weights_TA[rows, places, None])
         return out_TD

@@ -1,22 +1,21 @@
-"""Root mean square normalisation. Source: arXiv 1910.07467."""
+"""Root mean square normalisation with a learnt weight."""
 
-import torch
 from torch import Tensor
+
+from kvasir_runtime.layers.ops import Ops
 
 
 class RMSNorm:
     """Normalises the last dimension. `offset` is added to the weight (1 in Gemma, whose weights are stored less 1)."""
 
-    def __init__(self, weight: Tensor, eps: float, offset: float = 0.0) -> None:
-        self.weight = weight.float() + offset
+    def __init__(self, weight_D: Tensor, eps: float, ops: Ops, offset: float = 0.0) -> None:
+        self.weight_D = weight_D.float() + offset
         self.eps = eps
+        self.ops = ops
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
+        return self.ops.rms_norm(x, self.weight_D, self.eps)
 
     def add_and_norm(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """`residual + x` and its norm, as (norm, sum)."""
-        total = residual + x
-        return self(total), total
+        """The norm of `residual + x`, and that sum, which may take the place of `residual`."""
+        return self.ops.add_rms_norm(x, residual, self.weight_D, self.eps)

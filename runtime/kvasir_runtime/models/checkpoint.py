@@ -150,7 +150,7 @@ def _read_index(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _hash_file(whole: "hashlib._Hash", path: Path) -> None:
+def _hash_file(whole: hashlib.blake2b, path: Path) -> None:
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
         header = file.read(header_size)

@@ -11,7 +11,7 @@ from kvasir_runtime.contract.failures import Cause, KvasirError
 T = TypeVar("T")
 
 ACTIVATIONS: Final = ("silu", "gelu_pytorch_tanh")
-"""Those that `layers.activation` has in gated form."""
+"""Those that `layers.ops` has in gated form."""
 
 
 @dataclass(frozen=True)

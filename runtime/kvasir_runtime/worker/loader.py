@@ -9,18 +9,23 @@ from typing import Any, Final
 import torch
 
 from kvasir_runtime.attention.backend import AttentionBackend
+from kvasir_runtime.attention.cpu_backend import CpuBackend, supports
 from kvasir_runtime.attention.reference import ReferenceBackend
 from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.contract.memory import MemoryPlan, MemoryQuestion, ModelShape, plan_memory
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import EngineReady, StartupProgress
+from kvasir_runtime.kernels.cpu.library import load_library
+from kvasir_runtime.kernels.cpu.ops import CpuOps
 from kvasir_runtime.layers.linear import LoadContext
+from kvasir_runtime.layers.ops import Ops, TorchOps
 from kvasir_runtime.models.checkpoint import Checkpoint
 from kvasir_runtime.models.config import DecoderConfig, HFConfig, eos_token_ids
 from kvasir_runtime.models.decoder import DecoderModel
 from kvasir_runtime.models.registry import Family, find_family
 from kvasir_runtime.quantization.base import LinearMethod
+from kvasir_runtime.quantization.onednn import OneDnnMethod
 from kvasir_runtime.quantization.plain import PlainMethod
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.worker.host import cpu_count, memory_limit
@@ -97,13 +102,19 @@ def resolve(config: EngineConfig) -> Resolved:
         raise KvasirError(
             Cause.MODEL_UNSUPPORTED, f"dtype {dtype!r} is not supported", f"supported: {', '.join(DTYPES)}"
         )
+    if config.cache.dtype not in ("auto", dtype):
+        raise KvasirError(
+            Cause.INVALID_ARGUMENTS,
+            f"kv_cache_dtype must be auto or the model's own dtype {dtype} in this version, got {config.cache.dtype}",
+            "set kv_cache_dtype to auto",
+        )
     return Resolved(
         family=family,
         decoder=decoder,
         shape=shape,
         eos_token_ids=eos_token_ids(config.model, hf),
         dtype=dtype,
-        kv_dtype=dtype if config.cache.dtype == "auto" else config.cache.dtype,
+        kv_dtype=dtype,
         quantization="none" if config.quantization == "auto" else config.quantization,
         max_model_len=_max_model_len(config, decoder),
     )
@@ -134,7 +145,6 @@ def _refuse_unsupported(config: EngineConfig, hf: HFConfig) -> None:
         ("device", config.device, ("auto", "cpu")),
         ("tensor_parallel_size", config.tensor_parallel_size, (1,)),
         ("quantization", config.quantization, ("auto", "none")),
-        ("kv_cache_dtype", config.cache.dtype, ("auto", *DTYPES)),
     )
     for name, value, supported in choices:
         if value not in supported:
@@ -163,8 +173,9 @@ def _load_model(
     config: EngineConfig, resolved: Resolved, report: Callable[[float, str], None]
 ) -> tuple[DecoderModel, str]:
     checkpoint = Checkpoint(config.model, lambda done: report(done, ""))
-    load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved))
-    model = resolved.family.model(resolved.decoder, load, choose_backend(resolved), resolved.max_model_len)
+    load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved), choose_ops())
+    backend = choose_backend(resolved, config.cache.block_size)
+    model = resolved.family.model(resolved.decoder, load, backend, resolved.max_model_len)
     digest = checkpoint.digest()
     checkpoint.close()
     return model, digest
@@ -172,14 +183,23 @@ def _load_model(
 
 def choose_method(resolved: Resolved) -> LinearMethod:
     """The weight format's kernel for this device."""
-    del resolved
+    if resolved.dtype == "bfloat16" and OneDnnMethod.available():
+        return OneDnnMethod()
     return PlainMethod()
 
 
-def choose_backend(resolved: Resolved) -> AttentionBackend:
+def choose_backend(resolved: Resolved, block_size: int) -> AttentionBackend:
     """The attention kernels for this device."""
-    del resolved
+    library = load_library()
+    if library is not None and supports(library, resolved.decoder, block_size, DTYPES[resolved.dtype]):
+        return CpuBackend(library)
     return ReferenceBackend()
+
+
+def choose_ops() -> Ops:
+    """The small operations for this device."""
+    library = load_library()
+    return TorchOps() if library is None else CpuOps(library)
 
 
 def _make_runner(config: EngineConfig, resolved: Resolved, plan: MemoryPlan, model: DecoderModel) -> ModelRunner:

@@ -84,7 +84,7 @@ class ModelRunner:
 
     def _score(self, hidden_PD: Tensor, targets_P: Tensor, count: int) -> list[TokenLogprobs]:
         reports: list[TokenLogprobs] = []
-        for rows_D, targets in zip(hidden_PD.split(_LOGPROB_ROWS), targets_P.split(_LOGPROB_ROWS), strict=True):
+        for rows_D, targets in zip(*(torch.split(x, _LOGPROB_ROWS) for x in (hidden_PD, targets_P)), strict=True):
             logprobs_RV = self.model.logits(rows_D).log_softmax(-1)
             reports += token_logprobs(logprobs_RV, targets, [count] * len(targets))
         return reports

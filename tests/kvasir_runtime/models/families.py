@@ -7,7 +7,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-SIZES: Final = {
+SIZES: Final[dict[str, Any]] = {
     "vocab_size": 320,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -79,7 +79,7 @@ def reference_greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     return tokens
 
 
-def prompts(lengths: list[int], vocab: int = SIZES["vocab_size"], seed: int = 0) -> list[list[int]]:
+def prompts(lengths: list[int], vocab: int = 320, seed: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, vocab, (length,), generator=generator).tolist() for length in lengths]
 

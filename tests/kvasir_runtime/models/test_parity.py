@@ -11,7 +11,7 @@ from kvasir_runtime.engine.llm_engine import LLMEngine
 from kvasir_runtime.sampling_params import SamplingParams
 from tests.kvasir_runtime.models.families import FAMILIES, make_checkpoint, prompts, reference_greedy, reference_logits
 
-GREEDY = {"temperature": 0.0, "ignore_eos": True}
+GREEDY: Any = {"temperature": 0.0, "ignore_eos": True}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -1,0 +1,87 @@
+"""Compiles `kernels.cpp`: `python -m kvasir_runtime.kernels.cpu.build [FOLDER]`.
+
+An image runs this once, so that no compiler is needed in it later. Outside images the first start compiles into the
+user's cache. A library's name holds a digest of its source and flags: a stale one is never loaded.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+PACKAGE_FOLDER: Final = Path(__file__).with_name("lib")
+
+_FLAGS: Final = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+
+VARIANTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
+    "x86_64": {
+        "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+        "avx2": ("-march=x86-64-v3",),
+    },
+    "aarch64": {"neon": ()},
+}
+"""Compiler flags by machine and instruction set, best first."""
+
+
+def library_name(variant: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b(SOURCE.read_bytes() + " ".join((*_FLAGS, *flags)).encode(), digest_size=6).hexdigest()
+    return f"kvasir_cpu-{variant}-{digest}.so"
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvasir" / "kernels"
+
+
+def compiler() -> str | None:
+    """The C++ compiler: `$CXX`, g++ or clang++; None when there is none."""
+    return next(
+        (path for name in (os.environ.get("CXX"), "g++", "clang++") if name and (path := shutil.which(name))), None
+    )
+
+
+def build(variant: str, folder: Path) -> Path:
+    """Compile one variant into `folder`; raises OSError or CalledProcessError (with the compiler's words) on failure.
+
+    The library is linked to no OpenMP runtime: it takes the one that torch has loaded, so that both share threads.
+    """
+    flags = VARIANTS[platform.machine()][variant]
+    found = compiler()
+    if found is None:
+        msg = "no C++ compiler: install g++ or set CXX"
+        raise FileNotFoundError(msg)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / library_name(variant, flags)
+    object_file, unfinished = (target.with_suffix(f".{os.getpid()}.{end}") for end in ("o", "so"))
+    try:
+        _run(found, *_FLAGS, *flags, "-c", str(SOURCE), "-o", str(object_file))
+        _run(found, "-shared", str(object_file), "-o", str(unfinished))
+        unfinished.replace(target)  # in one step: another process may be loading it
+    finally:
+        object_file.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
+    return target
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+
+
+def main(argv: list[str]) -> int:
+    """Compile all variants of this machine into the given folder, or into the package."""
+    folder = Path(argv[0]) if argv else PACKAGE_FOLDER
+    for variant in VARIANTS.get(platform.machine(), {}):
+        try:
+            print(build(variant, folder))
+        except (OSError, subprocess.SubprocessError) as error:
+            print(f"{variant}: {getattr(error, 'stderr', None) or error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""Finds, or compiles, the kernels for this CPU and loads them."""
+
+import ctypes
+import functools
+import logging
+import platform
+import subprocess
+from collections.abc import Callable
+from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from kvasir_runtime.kernels.cpu import build
+
+log = logging.getLogger(__name__)
+
+_POINTER, _SIZE = c_void_p, c_int64
+_SIGNATURES: Final[dict[str, list[Any]]] = {
+    "kvasir_decode": [c_int, *[_POINTER] * 5, *[_SIZE] * 7, c_float, c_float, _SIZE, c_int],
+    "kvasir_write_kv": [c_int, *[_POINTER] * 8, *[_SIZE] * 9, c_int],
+    "kvasir_rms_norm": [c_int, *[_POINTER] * 4, _SIZE, _SIZE, c_float, c_int],
+    "kvasir_silu_and_mul": [c_int, *[_POINTER] * 2, _SIZE, _SIZE, c_int],
+}
+
+Kernel = Callable[..., None]
+
+
+class Library:
+    """The kernels as Python callables; tensors are passed by `data_ptr()`. See kernels.cpp for the arguments."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        library = CDLL(str(path))
+        for name, arguments in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = arguments, None
+        self.decode: Kernel = library.kvasir_decode
+        self.write_kv: Kernel = library.kvasir_write_kv
+        self.rms_norm: Kernel = library.kvasir_rms_norm
+        self.silu_and_mul: Kernel = library.kvasir_silu_and_mul
+        self.max_group: int = library.kvasir_max_group()
+
+
+@functools.cache
+def load_library() -> Library | None:
+    """The kernels for this CPU; None, with the reason logged once, when there are none and none can be made."""
+    variant = _best_variant()
+    if variant is None:
+        log.warning("no CPU kernels for %s: attention runs in plain torch", platform.machine())
+        return None
+    name = build.library_name(variant, build.VARIANTS[platform.machine()][variant])
+    for folder in (build.PACKAGE_FOLDER, build.cache_folder()):
+        if (folder / name).is_file():
+            return _open(folder / name)
+    try:
+        return _open(build.build(variant, build.cache_folder()))
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        log.warning("CPU kernels cannot be compiled, attention runs in plain torch: %s", reason)
+        return None
+
+
+def _open(path: Path) -> Library | None:
+    # torch's OpenMP runtime must be in the global namespace: the kernels have none of their own.
+    if not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        log.warning("torch brings no GNU OpenMP here: attention runs in plain torch")
+        return None
+    return Library(path)
+
+
+def _best_variant() -> str | None:
+    variants = build.VARIANTS.get(platform.machine(), {})
+    capability = torch.backends.cpu.get_cpu_capability()
+    usable = {"avx512": capability.startswith("AVX512"), "avx2": capability != "DEFAULT"}
+    return next((name for name in variants if usable.get(name, True)), None)

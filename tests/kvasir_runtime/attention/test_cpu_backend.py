@@ -1,0 +1,126 @@
+"""The CPU backend against the reference, over shapes, dtypes, windows, soft-capping and scattered blocks."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kvasir_runtime.attention.cpu_backend import CpuBackend
+from kvasir_runtime.attention.metadata import AttentionMetadata, AttentionSpec, PrefillSpan
+from kvasir_runtime.attention.reference import ReferenceBackend
+from kvasir_runtime.kernels.cpu.library import load_library
+
+TOLERANCE: dict[torch.dtype, Any] = {
+    torch.float32: {"rtol": 1e-5, "atol": 1e-5},
+    torch.bfloat16: {"rtol": 1.6e-2, "atol": 1e-2},
+}
+
+SPECS = {
+    "mha-64": AttentionSpec(4, 4, 64, 0.125),
+    "gqa4-64": AttentionSpec(8, 2, 64, 0.125),
+    "gqa8-128": AttentionSpec(16, 2, 128, 0.09),
+    "gqa2-80": AttentionSpec(4, 2, 80, 0.1),
+    "gqa2-256-softcap": AttentionSpec(4, 2, 256, 0.0625, softcap=20.0),
+    "gqa2-64-window": AttentionSpec(4, 2, 64, 0.125, window=33),
+}
+
+
+@pytest.fixture
+def backend() -> CpuBackend:
+    library = load_library()
+    assert library is not None, "no C++ compiler on this machine"
+    torch.set_num_threads(2)
+    return CpuBackend(library)
+
+
+def make_step(lengths: list[int], spans: list[tuple[int, int]], block_size: int, num_blocks: int) -> AttentionMetadata:
+    """Decode rows of `lengths` tokens and spans of (rows, tokens), on blocks in random order; block 0 stays null."""
+    order = (torch.randperm(num_blocks - 1) + 1).int()
+    tables, used = [], 0
+    for length in lengths + [tokens for _, tokens in spans]:
+        count = -(-length // block_size)
+        tables.append(order[used : used + count])
+        used += count
+    padded = torch.nn.utils.rnn.pad_sequence(tables[: len(lengths)], batch_first=True) if lengths else torch.zeros(0, 0)
+    prefills, row, positions = [], len(lengths), [length - 1 for length in lengths]
+    for (rows, tokens), table in zip(spans, tables[len(lengths) :], strict=True):
+        prefills.append(PrefillSpan(row, row + rows, tokens, table))
+        positions += range(tokens - rows, tokens)
+        row += rows
+    owners = list(range(len(lengths))) + [len(lengths) + i for i, (rows, _) in enumerate(spans) for _ in range(rows)]
+    slots = [
+        int(tables[owner][position // block_size]) * block_size + position % block_size
+        for owner, position in zip(owners, positions, strict=True)
+    ]
+    return AttentionMetadata(
+        slots_T=torch.tensor(slots),
+        positions_T=torch.tensor(positions),
+        num_decodes=len(lengths),
+        block_tables_NM=padded.int(),
+        lengths_N=torch.tensor(lengths, dtype=torch.int32),
+        prefills=tuple(prefills),
+    )
+
+
+def make_cache(spec: AttentionSpec, dtype: torch.dtype, block_size: int, num_blocks: int) -> Tensor:
+    return torch.randn(2, num_blocks, spec.num_kv_heads, block_size, spec.head_dim, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize("block_size", [8, 16, 64])
+def test_decode(backend: CpuBackend, spec: AttentionSpec, block_size: int, dtype: torch.dtype) -> None:
+    """One token of sequences of 1 token to several chunks of 512, block borders included."""
+    torch.manual_seed(0)
+    lengths = [1, block_size, block_size + 1, 511, 512, 513, 1100]
+    step = make_step(lengths, [], block_size, 600)
+    cache = make_cache(spec, dtype, block_size, 600)
+    q_NHC = torch.randn(len(lengths), spec.num_heads, spec.head_dim, dtype=dtype)
+    expected = ReferenceBackend().decode(q_NHC, cache, spec, step)
+    torch.testing.assert_close(backend.decode(q_NHC, cache, spec, step), expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_prefill(backend: CpuBackend, spec: AttentionSpec, dtype: torch.dtype) -> None:
+    """Whole prompts and chunks after what is cached, beside decode rows."""
+    torch.manual_seed(0)
+    step = make_step([5, 40], [(20, 20), (7, 90), (50, 50)], 16, 80)
+    cache = make_cache(spec, dtype, 16, 80)
+    q_PHC = torch.randn(77, spec.num_heads, spec.head_dim, dtype=dtype)
+    expected = ReferenceBackend().prefill(q_PHC, cache, spec, step)
+    torch.testing.assert_close(backend.prefill(q_PHC, cache, spec, step), expected, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_write_kv_from_one_projection(backend: CpuBackend, spec: AttentionSpec, dtype: torch.dtype) -> None:
+    """q, k and v are slices of one tensor; only the step's slots change."""
+    torch.manual_seed(0)
+    step = make_step([5, 40], [(20, 20), (300, 310)], 16, 80)
+    rows, head_dim = len(step.slots_T), spec.head_dim
+    qkv = torch.randn(rows, (spec.num_heads + 2 * spec.num_kv_heads) * head_dim, dtype=dtype)
+    q, k, v = qkv.split([spec.num_heads * head_dim, spec.num_kv_heads * head_dim, spec.num_kv_heads * head_dim], dim=-1)
+    heads = (q.unflatten(-1, (-1, head_dim)), k.unflatten(-1, (-1, head_dim)), v.unflatten(-1, (-1, head_dim)))
+    cos_sin = torch.randn(512, head_dim)
+    cache = make_cache(spec, dtype, 16, 80)
+    expected_cache = cache.clone()
+    expected = ReferenceBackend().write_kv(*heads, cos_sin, expected_cache, step)
+    torch.testing.assert_close(backend.write_kv(*heads, cos_sin, cache, step), expected, **TOLERANCE[dtype])
+    torch.testing.assert_close(cache, expected_cache, **TOLERANCE[dtype])
+
+
+def test_a_row_does_not_depend_on_its_neighbours(backend: CpuBackend) -> None:
+    """The same row gives the same bits alone and in a batch, with one thread and with two."""
+    torch.manual_seed(0)
+    spec = SPECS["gqa4-64"]
+    step = make_step([700, 30, 1300], [], 16, 200)
+    cache = make_cache(spec, torch.float32, 16, 200)
+    q_NHC = torch.randn(3, spec.num_heads, spec.head_dim)
+    together = backend.decode(q_NHC, cache, spec, step)
+    torch.set_num_threads(1)
+    alone = AttentionMetadata(
+        step.slots_T[:1], step.positions_T[:1], 1, step.block_tables_NM[:1].contiguous(), step.lengths_N[:1], ()
+    )
+    assert torch.equal(backend.decode(q_NHC[:1], cache, spec, alone), together[:1])
