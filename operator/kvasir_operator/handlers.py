@@ -5,7 +5,7 @@ be deleted. The watches are narrowed by the server to objects of ours.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import kopf
 from kubernetes.aio.client import Configuration
@@ -74,4 +74,6 @@ async def watch(
         namespaces=namespaces,
         clusterwide=not namespaces,
         ready_flag=ready,
+        # Without peering nobody reads it; kopf would look up a user name, which the image's account has not.
+        identity=cast("Any", names.OPERATOR),
     )
