@@ -27,9 +27,7 @@ def byte_fallback_tokenizer() -> Tokenizer:
 
 FALLBACK = byte_fallback_tokenizer()
 FALLBACK_PIECES = [
-    [FALLBACK.token_to_id("▁hi")],
-    [FALLBACK.token_to_id("▁there")],
-    [FALLBACK.token_to_id("you")],
+    *([FALLBACK.get_vocab()[word]] for word in ("▁hi", "▁there", "you")),
     *([1 + byte for byte in char.encode()] for char in "éü日🙂"),
 ]
 
@@ -76,7 +74,7 @@ def test_invalid_bytes_are_not_held_for_ever():
 
 def test_special_tokens_are_hidden_unless_wanted():
     """skip_special_tokens hides the end marker; without it the marker is text."""
-    eos = BYTE_LEVEL.token_to_id("<|endoftext|>")
+    eos = BYTE_LEVEL.get_vocab()["<|endoftext|>"]
     assert IncrementalDecoder(BYTE_LEVEL, []).push([eos]) == ""
     assert IncrementalDecoder(BYTE_LEVEL, [], skip_special_tokens=False).push([eos]) == "<|endoftext|>"
 

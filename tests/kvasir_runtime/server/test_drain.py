@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+from typing import Any
 
 import httpx
 
@@ -11,7 +12,7 @@ from tests.kvasir_runtime.server.harness import is_running, wait_until
 SLOW = {"prompt": "def foo(", "stream": True, "cache_salt": "slow"}
 
 
-async def read_stream(client: httpx.AsyncClient, url: str, body: dict) -> list:
+async def read_stream(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> list[Any]:
     """All events of a streamed completion, parsed; `[DONE]` as a string."""
     events = []
     async with client.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as reply:
@@ -23,7 +24,7 @@ async def read_stream(client: httpx.AsyncClient, url: str, body: dict) -> list:
     return events
 
 
-def inflight(server) -> int:
+def inflight(server):
     return server.admin("GET", "/admin/state").json()["inflight"]
 
 

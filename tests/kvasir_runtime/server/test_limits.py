@@ -10,7 +10,7 @@ from tests.kvasir_runtime.server.harness import wait_until
 SLOW = {"prompt": "def foo(", "max_tokens": 2000, "cache_salt": "slow"}
 
 
-def admin_state(server) -> dict:
+def admin_state(server):
     return server.admin("GET", "/admin/state").json()
 
 

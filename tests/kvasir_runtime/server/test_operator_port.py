@@ -15,7 +15,7 @@ def test_probes_need_no_token(server):
         reply = server.probe(path)
         state = ReadinessState.model_validate(reply.json())
         assert (reply.status_code, state.ready, state.startup.phase) == (200, True, Phase.SERVING)
-    assert state.startup.seconds["total"] >= state.startup.seconds["weights"] >= 0
+        assert state.startup.seconds["total"] >= state.startup.seconds["weights"] >= 0
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer wrong", "Basic operator-token", "operator-token", "Bearer"])
