@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 SOURCE: Final = Path(__file__).with_name("kernels.cpp")
-PACKAGE_FOLDER: Final = Path(__file__).with_name("lib")
+INSTALL_FOLDER: Final = Path(sys.prefix) / "lib" / "kvasir"
+"""Where an image has them: beside the interpreter's own libraries."""
 
 _FLAGS: Final = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 
@@ -72,8 +73,8 @@ def _run(*command: str) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Compile all variants of this machine into the given folder, or into the package."""
-    folder = Path(argv[0]) if argv else PACKAGE_FOLDER
+    """Compile all variants for this kind of machine into the given folder, or beside the interpreter's libraries."""
+    folder = Path(argv[0]) if argv else INSTALL_FOLDER
     for variant in VARIANTS.get(platform.machine(), {}):
         try:
             print(build(variant, folder))

@@ -51,7 +51,7 @@ def load_library() -> Library | None:
         log.warning("no CPU kernels for %s: attention runs in plain torch", platform.machine())
         return None
     name = build.library_name(variant, build.VARIANTS[platform.machine()][variant])
-    for folder in (build.PACKAGE_FOLDER, build.cache_folder()):
+    for folder in (build.INSTALL_FOLDER, build.cache_folder()):
         if (folder / name).is_file():
             return _open(folder / name)
     try:
