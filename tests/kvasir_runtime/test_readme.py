@@ -1,0 +1,98 @@
+"""runtime/README.md against the code: every endpoint, flag, series and cause is there, and nothing else.
+
+`python -m tests.kvasir_runtime.test_readme` prints the table of flags anew.
+"""
+
+import itertools
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from kvasir_runtime.__main__ import COMMANDS, EXIT_STATUS
+from kvasir_runtime.contract import metric_names
+from kvasir_runtime.contract.engine_args import EngineArgs, flag_name
+from kvasir_runtime.contract.failures import Cause
+from kvasir_runtime.engine.messages import EngineReady, EngineStats
+from kvasir_runtime.server.metrics import Metrics
+from kvasir_runtime.server.operator_app import build_operator_app
+from kvasir_runtime.server.user_app import build_user_app
+
+README = Path(__file__).resolve().parents[2] / "runtime" / "README.md"
+
+
+def table(heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its head."""
+    section = README.read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    from_table = itertools.dropwhile(lambda line: not line.startswith("|"), section.splitlines())
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), from_table))
+    return [[cell.strip().strip("`") for cell in row.strip("|").split(" | ")] for row in rows[2:]]
+
+
+def endpoints(app: FastAPI) -> set[tuple[str, str]]:
+    return {
+        (method, route.path) for route in app.routes if isinstance(route, APIRoute) for method in route.methods or ()
+    }
+
+
+def test_endpoints() -> None:
+    """Both ports' endpoints are in the table, /docs included."""
+    service = cast("Any", SimpleNamespace(api_keys=None, lifecycle=None))
+    user = cast("Any", build_user_app(service))._app
+    written = {(port, method, path) for port, method, path, _ in table("Endpoints")}
+    expected = {("8000", *endpoint) for endpoint in endpoints(user) | {("GET", "/docs"), ("GET", "/openapi.json")}}
+    expected |= {("8001", *endpoint) for endpoint in endpoints(build_operator_app(service))}
+    assert written == expected
+
+
+def render_flags() -> list[list[str]]:
+    rows = []
+    for name, field in EngineArgs.model_fields.items():
+        default = "required" if field.is_required() else str(field.get_default())
+        rows.append([flag_name(name), "" if default in ("None", "", "[]") else default, field.description or ""])
+    return rows
+
+
+def test_flags() -> None:
+    """Every setting with its default and its words."""
+    assert [[flag, default, words] for flag, default, words in table("Flags")] == render_flags()
+
+
+def test_commands() -> None:
+    """Every command is told."""
+    assert {row[0] for row in table("Commands")} == set(COMMANDS)
+
+
+def test_metrics() -> None:
+    """Every exported series with its type and labels, and no other."""
+    metrics = Metrics("m", EngineArgs(model="m"))
+    metrics.watch_draining(lambda: False)
+    ready = EngineReady(100, 10, 16, 10, 1, 1, "", "float32", {})
+    metrics.engine_ready(ready, EngineStats, {"total": 1.0})
+    exported = {}
+    for family in metrics.registry.collect():
+        labels = sorted(set(family.samples[0].labels) - {"le"})
+        suffix = "_total" if family.type == "counter" else ""
+        exported[family.name + suffix] = (family.type, ", ".join(labels))
+    assert {name: (kind, labels) for name, kind, labels, _ in table("Metrics")} == exported
+    assert metric_names.LORA_REQUESTS_INFO not in exported
+
+
+def test_causes() -> None:
+    """Every cause with its exit status."""
+    written = {cause: int(status) for cause, status, _, _ in table("How a process ends")}
+    assert written == {cause.value: EXIT_STATUS.get(cause, 1) for cause in Cause}
+
+
+def test_no_long_lines() -> None:
+    """Prose is wrapped; only tables may be wide."""
+    for line in README.read_text().splitlines():
+        assert len(line) <= 160 or re.match(r"\||    ", line), line
+
+
+if __name__ == "__main__":
+    for row in render_flags():
+        print(f"| `{row[0]}` | {row[1]} | {row[2]} |")
