@@ -66,10 +66,10 @@ def write_pki(folder: Path, addresses: Addresses, node_name: str) -> None:
     front_proxy = _write_authority(folder, "front-proxy-ca", "kvasir-front-proxy")
     etcd = _write_authority(folder, "etcd-ca", "kvasir-etcd")
     for identity in cluster_identities(addresses, node_name):
-        _write_certificate(folder, identity, cluster)
-    _write_certificate(folder, Identity("front-proxy-client", "front-proxy-client"), front_proxy)
-    _write_certificate(folder, Identity("etcd", "etcd", names=("localhost",), addresses=("127.0.0.1",)), etcd)
-    _write_certificate(folder, Identity("apiserver-etcd-client", "kube-apiserver"), etcd)
+        write_certificate(folder, identity, cluster)
+    write_certificate(folder, Identity("front-proxy-client", "front-proxy-client"), front_proxy)
+    write_certificate(folder, Identity("etcd", "etcd", names=("localhost",), addresses=("127.0.0.1",)), etcd)
+    write_certificate(folder, Identity("apiserver-etcd-client", "kube-apiserver"), etcd)
     _write_service_account_keys(folder)
 
 
@@ -85,7 +85,8 @@ def _write_authority(folder: Path, file: str, name: str) -> Authority:
     return Authority(certificate, key)
 
 
-def _write_certificate(folder: Path, identity: Identity, authority: Authority) -> None:
+def write_certificate(folder: Path, identity: Identity, authority: Authority) -> None:
+    """Makes a key and has the authority sign a certificate for it: `FILE.key` and `FILE.crt`."""
     key = ec.generate_private_key(ec.SECP256R1())
     attributes = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in identity.groups]
     attributes.append(x509.NameAttribute(NameOID.COMMON_NAME, identity.user))

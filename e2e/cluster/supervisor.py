@@ -44,6 +44,7 @@ class Component:
     due: float = 0.0
     started: float = 0.0
     ends: int = 0
+    streak: int = 0  # ends since it last ran for LASTED
     last_status: int = 0
     opened: bool = field(default=False)
 
@@ -172,14 +173,14 @@ class Supervisor:
                 return changed
             if pid == 0:
                 return changed
-            changed |= self._ended(pid, status)
+            changed |= self._ended(pid, status, time.monotonic())
 
-    def _ended(self, pid: int, status: int) -> bool:
+    def _ended(self, pid: int, status: int, now: float) -> bool:
+        """Notes the end of a component; False for an orphan that was merely reaped."""
         for component in self.components:
             if component.pid == pid:
-                now = time.monotonic()
-                recent = 0 if now - component.started > LASTED else min(component.ends, len(BACKOFF) - 1)
-                component.due = now + BACKOFF[recent]
+                component.streak = 1 if now - component.started > LASTED else component.streak + 1
+                component.due = now + BACKOFF[min(component.streak, len(BACKOFF)) - 1]
                 component.pid, component.ends = 0, component.ends + 1
                 component.last_status = os.waitstatus_to_exitcode(status)
                 return True
