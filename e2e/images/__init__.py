@@ -1,0 +1,1 @@
+"""Builds Kvasir's images with whatever builder the machine has, and proves what they promise."""
