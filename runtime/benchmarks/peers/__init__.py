@@ -1,0 +1,1 @@
+"""Kvasir beside vLLM, transformers and llama.cpp on this machine's CPU: `python -m benchmarks.peers`."""
