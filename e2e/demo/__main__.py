@@ -15,9 +15,7 @@ from typing import Final, TypeVar
 
 import openai
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
@@ -51,7 +49,7 @@ def main() -> int:
     _say("kubectl get isvc")
     print(demo.run("get", "isvc"))
     _show_laps(laps, time.monotonic() - started)
-    _show_next(demo)
+    _show_next(environment)
     return 0
 
 
@@ -72,7 +70,10 @@ def _timed(laps: list[Lap], name: str, part: Callable[[], T]) -> T:
 
 def _install(kubectl: Kubectl) -> None:
     _say(f"kubectl apply -k {operator.OVERLAY.relative_to(ROOT)}")
+    before = operator.pods(kubectl) if kubectl.get("namespace", operator.NAMESPACE) else []
     operator.install(kubectl)
+    if before:  # its image may have been built anew under the same tag
+        operator.restart(kubectl)
     console.print("the operator is ready")
 
 
@@ -82,18 +83,19 @@ def _serve(environment: Environment, kubectl: Kubectl, sample: Path) -> None:
     _say(f"kubectl apply -f {sample.relative_to(ROOT) if sample.is_relative_to(ROOT) else sample}")
     kubectl.run("apply", "-f", str(sample))
     deadline = time.monotonic() + READY_WITHIN
-    with Live(console=console, refresh_per_second=4) as live:
-        while True:
-            service = kubectl.get("isvc", NAME)
-            ready = services.condition(service, "Ready")
-            live.update(_progress_line(service, ready))
-            if ready.get("status") == "True":
-                return
-            if time.monotonic() > deadline:
-                raise SystemExit(
-                    f"{NAME} is not Ready after {READY_WITHIN:g} s: {ready.get('message', 'no status yet')}"
-                )
-            time.sleep(0.25)
+    shown = Text()
+    while True:
+        service = kubectl.get("isvc", NAME)
+        ready = services.condition(service, "Ready")
+        line = _progress_line(service, ready)
+        if line != shown:
+            console.print(line)
+            shown = line
+        if ready.get("status") == "True":
+            return
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{NAME} is not Ready after {READY_WITHIN:g} s: {ready.get('message', 'no status yet')}")
+        time.sleep(0.25)
 
 
 def _progress_line(service: Object | None, ready: Object) -> Text:
@@ -132,16 +134,19 @@ def _show_laps(laps: list[Lap], total: float) -> None:
     console.print(table)
 
 
-def _show_next(kubectl: Kubectl) -> None:
-    k = " ".join(kubectl.command())
+def _show_next(environment: Environment) -> None:
+    context = f" --context={environment.kubectl.context}" if environment.kubectl.context else ""
     lines = [
-        ("scale it", f"{k} scale isvc/{NAME} --replicas=2"),
-        ("watch it", f"{k} get isvc,pods --watch"),
-        ("read its API", f"{k} explain isvc.spec"),
-        ("delete it", f"{k} delete isvc {NAME}"),
-        ("stop the cluster", "make cluster-down"),
+        ("reach the cluster", f"export KUBECONFIG={environment.kubectl.kubeconfig}"),
+        ("scale it", f"kubectl{context} scale isvc/{NAME} --replicas=2"),
+        ("watch it", f"kubectl{context} get isvc,pods --watch"),
+        ("read its API", f"kubectl{context} explain isvc.spec"),
+        ("delete it", f"kubectl{context} delete isvc {NAME}"),
     ]
-    console.print(Panel("\n".join(f"[bold]{what:<17}[/] {escape(how)}" for what, how in lines), title="How to go on"))
+    lines += [("stop the cluster", "make cluster-down")] if environment.own else []
+    console.rule("[bold]how to go on", align="left")
+    for what, how in lines:
+        console.print(f"[bold]{what:<18}[/] {escape(how)}", soft_wrap=True)
 
 
 def _say(command: str) -> None:
