@@ -21,6 +21,7 @@ class Why(StrEnum):
     ROLLOUT = "Rollout"
     READY = "Ready"
     RESTARTED = "Restarted"
+    LEFT_ENDPOINTS = "LeftEndpoints"
     DRAINED = "Drained"
     DRAIN_DEADLINE = "DrainDeadline"
     NO_REQUESTS = "NoRequests"

@@ -57,7 +57,7 @@ def drain(pod: Pod, timeout_s: float, timings: Timings, now: datetime) -> Depart
     if now < settled:
         return Departure(due=min(settled, deadline))
     left = (deadline - now).total_seconds()
-    return Departure(Drain(pod.name, pod.uid, pod.ip, left, Why.SCALE_DOWN), due=deadline)
+    return Departure(Drain(pod.name, pod.uid, pod.ip, left, Why.LEFT_ENDPOINTS), due=deadline)
 
 
 def has_requests(pod: Pod) -> bool:

@@ -120,7 +120,7 @@ def snapshot(pods: Iterable[Pod] = (), *, status: dict[str, Any] | None = None, 
     """A snapshot of `tiny` with these pods; keywords of a spec in camelCase, or fields of the snapshot."""
     spec_fields = {key: fields.pop(key) for key in list(fields) if key not in Snapshot.__dataclass_fields__}
     typed = service(**spec_fields)
-    made = {
+    made: dict[str, Any] = {
         "meta": typed.metadata,
         "spec": typed.spec,
         "status": InferenceServiceStatus.model_validate(status or {}),

@@ -3,13 +3,20 @@
 from typing import Any
 
 import pytest
+
 from kvasir_operator.api.conditions import Reason
-from kvasir_operator.planning.failures import CHECKS, TABLE, failure_of, failure_of_refusal, worst
+from kvasir_operator.planning.failures import CHECKS, TABLE, Failure, failure_of, failure_of_refusal, worst
 from kvasir_operator.planning.reading import read_pod
 from kvasir_operator.planning.state import PodWarning, Refusal
 from kvasir_runtime.contract.failures import Cause, FailureReport
-
 from tests.kvasir_operator.planning.builders import NOW
+
+
+def failed(pod: dict[str, Any], *warnings: PodWarning) -> Failure:
+    found = failure_of(read_pod(pod, warnings=warnings))
+    assert found is not None
+    return found
+
 
 TIME = "2026-03-01T11:59:00Z"
 
@@ -119,8 +126,7 @@ def crash(message: str = "", code: int = 1, reason: str = "Error"):
 )
 def test_causes(pod, cause, words):
     """The cause, the words that were used, and a remedy."""
-    failure = failure_of(read_pod(pod))
-    assert failure is not None
+    failure = failed(pod)
     assert (failure.pod, failure.cause) == ("p", cause)
     assert words in failure.message
     assert failure.remedy
@@ -142,9 +148,7 @@ def test_causes(pod, cause, words):
 )
 def test_what_only_events_tell(reason, message, cause):
     """Volumes and sandboxes fail without a word in the pod's status."""
-    pod = read_pod(manifest(), warnings=(PodWarning("Other", "old news"), PodWarning(reason, message)))
-    failure = failure_of(pod)
-    assert failure is not None
+    failure = failed(manifest(), PodWarning("Other", "old news"), PodWarning(reason, message))
     assert (failure.cause, message[:20] in failure.message) == (cause, True)
 
 
@@ -153,8 +157,8 @@ def test_failed_probes():
     slow = crash(code=137)
     liveness = PodWarning("Unhealthy", "Liveness probe failed: timeout")
     readiness = PodWarning("Unhealthy", "Readiness probe failed: 503")
-    assert failure_of(read_pod(slow, warnings=(liveness, readiness))).cause is Reason.PROBE_FAILED
-    assert failure_of(read_pod(slow, warnings=(readiness,))).cause is Reason.CRASH_LOOP
+    assert failed(slow, liveness, readiness).cause is Reason.PROBE_FAILED
+    assert failed(slow, readiness).cause is Reason.CRASH_LOOP
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_a_restarted_engine_counts_as_failed_until_it_is_ready():
     """Else the reason would come and go with every attempt."""
     loading = {"name": "runtime", "ready": False, "state": {"running": {}}, "restartCount": 1}
     loading["lastState"] = {"terminated": ended(1, report(Cause.ENGINE_DIED))}
-    assert failure_of(read_pod(manifest(containerStatuses=[loading]))).cause is Reason.ENGINE_DIED
+    assert failed(manifest(containerStatuses=[loading])).cause is Reason.ENGINE_DIED
 
 
 def test_refused_writes():
@@ -194,17 +198,16 @@ def test_refused_writes():
 
 def test_long_messages_are_cut():
     """The status stays readable, and small."""
-    failure = failure_of(read_pod(unschedulable("0/5000 nodes are available: " + "x" * 5000)))
+    failure = failed(unschedulable("0/5000 nodes are available: " + "x" * 5000))
     assert len(failure.message) == 1000
 
 
 def test_the_worst_failure_does_not_depend_on_order():
     """The first in the table, then by name."""
     failures = [
-        failure_of(read_pod(pod))
-        for pod in (crash(), unschedulable("Insufficient cpu"), crash(report(Cause.MODEL_NOT_FOUND)))
+        failed(pod) for pod in (crash(), unschedulable("Insufficient cpu"), crash(report(Cause.MODEL_NOT_FOUND)))
     ]
-    assert worst(failures).cause is worst(reversed(failures)).cause is Reason.MODEL_NOT_FOUND
+    assert worst(failures) == worst(reversed(failures)) == failures[2]
     assert worst([]) is None
 
 

@@ -1,13 +1,12 @@
 """Kubernetes Events: few, and worth reading."""
 
+from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.api.v1alpha1 import InferenceServiceStatus
-from kvasir_operator.planning.actions import ApplySecret, CreatePod, DeletePod, Note, Undrain, Why
+from kvasir_operator.planning.actions import Action, ApplySecret, CreatePod, DeletePod, Note, Undrain, Why
 from kvasir_operator.planning.gates import shut
 from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
 from kvasir_operator.planning.state import Stage
 from kvasir_operator.planning.status import make_status
-from kvasir_operator.api.field_errors import FieldError
-
 from tests.kvasir_operator.planning.builders import NOW, pod, snapshot
 from tests.kvasir_operator.planning.test_verdicts import NO_MODEL
 
@@ -16,7 +15,11 @@ EMPTY = InferenceServiceStatus()
 
 def test_pods_of_one_scale_up_share_an_event():
     """Ten pods are one line."""
-    done = [ApplySecret(Why.MISSING), CreatePod("a", "r", Why.SCALE_UP), CreatePod("b", "r", Why.SCALE_UP)]
+    done: list[Action] = [
+        ApplySecret(Why.MISSING),
+        CreatePod("a", "r", Why.SCALE_UP),
+        CreatePod("b", "r", Why.SCALE_UP),
+    ]
     before = InferenceServiceStatus(desired_replicas=1)
     assert notes_on_actions(done, before, 3) == [Note("ScaledUp", "from 1 to 3 replicas: created a, b")]
     assert notes_on_actions(done, EMPTY, 2) == [Note("ScaledUp", "from 0 to 2 replicas: created a, b")]
@@ -24,7 +27,7 @@ def test_pods_of_one_scale_up_share_an_event():
 
 def test_what_happens_to_pods():
     """Replaced, drained, called back, removed; an overrun deadline is a warning."""
-    done = [
+    done: list[Action] = [
         CreatePod("b", "r", Why.REPLACE, 1, "a"),
         CreatePod("c", "r", Why.REPLACE),
         CreatePod("n", "new", Why.ROLLOUT),

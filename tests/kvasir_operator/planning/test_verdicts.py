@@ -3,16 +3,16 @@
 from typing import Any
 
 import pytest
+
 from kvasir_operator.api.conditions import ConditionType, Reason, find_condition
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.planning import verdicts
 from kvasir_operator.planning.facts import Facts
-from kvasir_operator.planning.state import PodCondition, Stage, Termination
+from kvasir_operator.planning.state import Container, PodCondition, Stage, Termination
 from kvasir_operator.planning.status import make_status
 from kvasir_runtime.contract.admin_api import Phase
 from kvasir_runtime.contract.failures import Cause, FailureReport
-
-from tests.kvasir_operator.planning.builders import NOW, SILENT, Container, engine, pod, snapshot, waiting
+from tests.kvasir_operator.planning.builders import NOW, SILENT, engine, pod, snapshot, waiting
 
 INVALID = (FieldError("spec.scaling.maxReplicas", "must be at least minReplicas (4), got 2"),)
 FORBIDDEN = (FieldError("spec.model.source.uri", "needs a setting, got file:///x"),)
@@ -180,5 +180,7 @@ def test_a_condition_with_nothing_new_to_say_stays_or_goes():
     before = make_status(snapshot([SERVING]), NOW)
     assert find_condition(before.conditions, ConditionType.CAPACITY_FITS) is not None
     after = make_status(snapshot([CREATED], status=before.to_manifest()), NOW)
-    assert find_condition(after.conditions, ConditionType.MODEL_AVAILABLE).reason is Reason.MODEL_LOADED
+    model = find_condition(after.conditions, ConditionType.MODEL_AVAILABLE)
+    assert model is not None
+    assert model.reason is Reason.MODEL_LOADED
     assert find_condition(after.conditions, ConditionType.CAPACITY_FITS) is None

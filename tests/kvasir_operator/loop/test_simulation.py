@@ -1,0 +1,240 @@
+"""Anything may happen: the real loop against a cluster in memory whose users, kubelet, network and operator misbehave.
+
+Whatever happened, once the cluster is well the service comes to exactly what its spec asks for, and then nothing more
+is planned. On the way, what the operator does keeps its promises, each checked at the moment of the act:
+
+- A pod with requests in flight is not deleted before its drain timeout is over, unless its process is gone.
+- A pod that serves leaves the endpoints only when, as far as the operator can know, enough others serve.
+- Never more pods than the wanted ones and the surge.
+- No pod without an owner, no two processes of one name.
+"""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kvasir_operator.planning import plan as planning
+from kvasir_operator.planning.actions import CreatePod, DeletePod, SetGates, Why
+from kvasir_operator.planning.reading import read_pod, read_time
+from kvasir_operator.planning.replicas import wanted_replicas
+from kvasir_operator.planning.rollout import Bounds
+from kvasir_operator.planning.state import Snapshot, Stage
+from kvasir_operator.resources import names
+from tests.kvasir_operator.loop.fake_cluster import Engine, Manifest, address_of
+from tests.kvasir_operator.loop.harness import Loop
+
+DRAIN_SECONDS = 30.0
+MODELS = ["pvc://models/a", "pvc://models/b", "pvc://models/c"]
+STRATEGIES = [{"strategy": "Surge"}, {"strategy": "InPlace"}, {"maxSurge": 2}, {"maxSurge": 1, "maxUnavailable": 1}]
+
+
+def some(pods: list[Manifest], draw: int) -> Manifest:
+    return sorted(pods, key=lambda pod: str(pod["metadata"]["name"]))[draw % len(pods)]
+
+
+class Simulation(RuleBasedStateMachine):
+    """One service in a cluster where anything may happen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+
+    def run(self, work: Any) -> Any:
+        return self.runner.run(work)
+
+    @initialize(replicas=st.integers(0, 4), rollout=st.sampled_from(STRATEGIES))
+    def begin(self, replicas: int, rollout: dict[str, Any]) -> None:
+        self.loop = Loop(replicas=replicas, rollout=rollout, drain={"timeout": f"{DRAIN_SECONDS:.0f}s"})
+        self.loop.cluster.on_delete = self.check_deletion
+        self.run(self.loop.start())
+
+    # --- The operator
+
+    @rule(times=st.integers(1, 4))
+    def look(self, times: int) -> None:
+        for _ in range(times):
+            self.checked_turn()
+
+    @rule()
+    def operator_is_started_anew(self) -> None:
+        self.run(self.loop.start())
+
+    @rule(writes=st.integers(0, 3))
+    def operator_dies_between_two_writes(self, writes: int) -> None:
+        self.loop.cluster.faults.die_after_writes = writes
+        self.checked_turn()
+        self.loop.cluster.faults.die_after_writes = None
+
+    @rule(rate=st.sampled_from([0.0, 0.2, 0.6]), silent=st.sampled_from([0.0, 0.3]))
+    def api_server_misbehaves(self, rate: float, silent: float) -> None:
+        self.loop.cluster.faults.error_rate = rate
+        self.loop.cluster.faults.silent_rate = silent
+
+    @rule(count=st.integers(1, 5))
+    def events_are_lost(self, count: int) -> None:
+        self.loop.lost_events = count
+
+    @rule()
+    def events_are_repeated_in_another_order(self) -> None:
+        for kind, change, manifest in reversed(self.loop.repeated):
+            self.loop.reconciler.notice(kind, change, manifest)
+
+    # --- Users
+
+    @rule(replicas=st.integers(0, 4))
+    def scale(self, replicas: int) -> None:
+        self.loop.change(replicas=replicas)
+
+    @rule(uri=st.sampled_from(MODELS))
+    def change_model(self, uri: str) -> None:
+        self.loop.change(model={"source": {"uri": uri}})
+
+    @precondition(lambda self: self.loop.cluster.pods())
+    @rule(draw=st.integers(0, 9), requests=st.integers(1, 3))
+    def requests_come(self, draw: int, requests: int) -> None:
+        """Requests reach pods that are among the endpoints, and only those."""
+        pod = some(self.loop.cluster.pods(), draw)
+        engine = self.loop.cluster.engines.get(pod["metadata"]["uid"])
+        if engine is not None and read_pod(pod).ready and not engine.draining:
+            engine.inflight += requests
+
+    @rule()
+    def requests_finish(self) -> None:
+        for engine in self.loop.cluster.engines.values():
+            engine.inflight = 0
+
+    # --- The cluster
+
+    @rule(seconds=st.sampled_from([0.5, 2.0, 5.0, 20.0, 60.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.loop.clock.move(seconds)
+
+    @precondition(lambda self: self.loop.cluster.pods())
+    @rule(draw=st.integers(0, 9))
+    def a_pod_gets_on(self, draw: int) -> None:
+        pod = some(self.loop.cluster.pods(), draw)
+        if pod["status"]["phase"] != "Failed":
+            self.loop.cluster.start_pod(pod)
+
+    @rule()
+    def pods_get_on(self) -> None:
+        for pod in self.loop.cluster.pods():
+            if pod["status"]["phase"] != "Failed":
+                self.loop.cluster.start_pod(pod)
+
+    @rule()
+    def deletions_finish(self) -> None:
+        self.loop.cluster.finish_deletions()
+
+    @precondition(lambda self: self.loop.cluster.pods())
+    @rule(draw=st.integers(0, 9))
+    def a_process_ends(self, draw: int) -> None:
+        self.loop.cluster.crash(some(self.loop.cluster.pods(), draw))
+
+    @precondition(lambda self: self.loop.cluster.pods())
+    @rule(draw=st.integers(0, 9))
+    def a_pod_fails(self, draw: int) -> None:
+        self.loop.cluster.fail(some(self.loop.cluster.pods(), draw))
+
+    @precondition(lambda self: self.loop.cluster.pods())
+    @rule(draw=st.integers(0, 9))
+    def a_pod_vanishes(self, draw: int) -> None:
+        self.loop.cluster.vanish(address_of(some(self.loop.cluster.pods(), draw)))
+
+    @precondition(lambda self: self.loop.cluster.engines)
+    @rule(draw=st.integers(0, 9))
+    def an_operator_port_goes_deaf(self, draw: int) -> None:
+        self.loop.scraper.deaf ^= {sorted(self.loop.cluster.engines)[draw % len(self.loop.cluster.engines)]}
+
+    # --- Promises
+
+    def checked_turn(self) -> None:
+        snapshots: list[Snapshot] = []
+        original = planning.make_plan
+
+        def checked(snapshot: Snapshot, now: Any) -> Any:
+            snapshots.append(snapshot)
+            found = original(snapshot, now)
+            check_plan(snapshot, found.actions)
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("kvasir_operator.reconciler.make_plan", checked)
+            self.run(self.loop.turn())
+
+    def check_deletion(self, pod: Manifest, engine: Engine | None) -> None:
+        gate = next((each for each in pod["status"]["conditions"] if each["type"] == names.SERVING_GATE), None)
+        if engine is None or engine.inflight == 0:
+            return
+        assert gate is not None, "a pod with requests was never taken out of the endpoints"
+        since = read_time(gate["lastTransitionTime"])
+        assert since is not None
+        assert gate["status"] == "False"
+        assert self.loop.clock() - since >= timedelta(seconds=DRAIN_SECONDS), "deleted before its deadline"
+
+    @invariant()
+    def every_pod_has_its_owner(self) -> None:
+        for pod in self.loop.cluster.pods():
+            assert [owner["uid"] for owner in pod["metadata"]["ownerReferences"]] == ["tiny-uid"]
+
+    def teardown(self) -> None:
+        """The cluster gets well: the service comes to what its spec asks for."""
+        if not hasattr(self, "loop"):
+            self.runner.close()
+            return
+        loop = self.loop
+        loop.cluster.faults.error_rate = loop.cluster.faults.silent_rate = 0.0
+        loop.lost_events = 0
+        loop.scraper.deaf.clear()
+        self.run(loop.resync())
+        self.run(loop.settle(turns=400))
+        self.run(loop.turn())
+        wanted = loop.service()["spec"]["replicas"]
+        ready = loop.condition("Ready")
+        assert (ready["status"], loop.service()["status"]["readyReplicas"]) == ("True" if wanted else "False", wanted)
+        writes = len(loop.cluster.writes)
+        self.run(loop.turn())
+        assert len(loop.cluster.writes) == writes, "something is written at rest"
+        self.runner.close()
+
+
+def check_plan(snapshot: Snapshot, actions: Any) -> None:
+    """What a plan may not do, given what the operator could know."""
+    if snapshot.spec is None or not snapshot.acceptable:
+        assert not any(isinstance(action, CreatePod | DeletePod) for action in actions)
+        return
+    wanted, bounds = wanted_replicas(snapshot.spec), Bounds.of(snapshot.spec.rollout)
+    serving = {pod.uid for pod in snapshot.pods if pod.stage is Stage.SERVING}
+    old = any(pod.revision != snapshot.revision and pod.stays for pod in snapshot.pods)
+    closed = {
+        action.uid for action in actions if isinstance(action, SetGates) and action.why in (Why.SCALE_DOWN, Why.ROLLOUT)
+    }
+    assert len(serving - closed) >= min(len(serving), wanted - (bounds.max_unavailable if old else 0))
+    created = [action for action in actions if isinstance(action, CreatePod)]
+    deleted = {action.uid for action in actions if isinstance(action, DeletePod)}
+    staying = [pod for pod in snapshot.pods if (pod.stays or pod.stage is Stage.DRAINING) and pod.uid not in deleted]
+    if created and old:
+        assert len(staying) + len(created) <= wanted + bounds.max_surge
+    assert len({action.pod for action in created} | {pod.name for pod in snapshot.pods}) == len(created) + len(
+        snapshot.pods
+    )
+
+
+SETTINGS = settings(
+    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestSimulation = Simulation.TestCase
+TestSimulation.settings = SETTINGS
+
+
+class ThoroughSimulation(Simulation):
+    """The same, for longer."""
+
+
+TestThoroughSimulation = pytest.mark.slow(pytest.mark.timeout(900)(ThoroughSimulation.TestCase))
+TestThoroughSimulation.settings = settings(SETTINGS, max_examples=400, stateful_step_count=80)
