@@ -71,8 +71,8 @@ def test_services_reach_pods_and_pods_themselves(space: Kubectl) -> None:
     ready(space, "server", "client")
     address = str(space.get("service", "server")["spec"]["clusterIP"])  # type: ignore[index]
     wait_for("the endpoint", lambda: fetched(space, "client", address), timeout=15)
-    assert fetched(space, "client", address).endswith("\r\n\r\nserver\n")
-    assert fetched(space, "server", address).endswith("\r\n\r\nserver\n")
+    assert fetched(space, "client", address).endswith("\n\nserver\n")
+    assert fetched(space, "server", address).endswith("\n\nserver\n")
     assert urllib.request.urlopen(f"http://{address}/", timeout=5).read() == b"server\n"
 
 
@@ -91,7 +91,7 @@ def test_pods_reach_the_api_server_with_their_service_account(space: Kubectl) ->
     ready(space, "client")
     assert "namespace" in inside(space, "client", "ls", "/var/run/secrets/kubernetes.io/serviceaccount")
     plain = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' | /bin/busybox nc -w 5 $KUBERNETES_SERVICE_HOST 443"
-    assert "client sent an HTTP request to an HTTPS server" in inside(space, "client", "sh", "-c", plain).lower()
+    assert "Client sent an HTTP request to an HTTPS server" in inside(space, "client", "sh", "-c", plain)
 
 
 def test_logs_exec_and_port_forward(space: Kubectl) -> None:
