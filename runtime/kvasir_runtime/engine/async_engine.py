@@ -29,7 +29,13 @@ from kvasir_runtime.engine.messages import (
     StartupProgress,
     StepOutputs,
 )
-from kvasir_runtime.engine.transport import decode, encode, outputs_address, requests_address
+from kvasir_runtime.engine.transport import (
+    decode,
+    encode,
+    outputs_address,
+    remove_socket_folder,
+    requests_address,
+)
 
 LAST_WORDS_S: Final = 0.5
 """How long after an engine's end its last message may still be on its way."""
@@ -120,6 +126,7 @@ class AsyncEngine:
         self._streams: dict[str, OutputStream] = {}
         self._unfinished: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
+        self._addresses_forgotten = False
         self._on_progress: Callable[[StartupProgress], None] = lambda _: None
         self.heartbeat = HeartbeatMonitor()
         self.stats = EngineStats()
@@ -226,11 +233,19 @@ class AsyncEngine:
                 self._take_step(message, now)
             case Heartbeat():
                 self.heartbeat.observe(message, now)
+                self._forget_addresses()
             case StartupProgress():
                 self._on_progress(message)
             case EngineReady() if not self.ready.done():
                 self.heartbeat.ready(now)
                 self.ready.set_result(message)
+
+    def _forget_addresses(self) -> None:
+        # Once the engine is ready and its heart beats, every pipe is connected and needs its name no more: a front end
+        # that is killed from here on leaves nothing behind.
+        if self.ready.done() and not self._addresses_forgotten:
+            remove_socket_folder(self._process.socket_folder)
+            self._addresses_forgotten = True
 
     def _take_step(self, step: StepOutputs, now: float) -> None:
         self.heartbeat.step_finished(now)

@@ -17,6 +17,9 @@ from kvasir_runtime.server.service import Service
 FIRST_OUTPUT_WAIT_S = 5.0
 """A stream's headers wait this long for the first token, so that what fails at once fails with a proper status."""
 
+OUTPUTS_AT_ONCE = 64
+"""Outputs of one client turned into text before other clients get a turn: about 2 ms, 10 ms with many logprobs."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -124,9 +127,13 @@ class Generation:
         """What became readable, in batches, until every choice has finished."""
         unfinished = len(self.choices)
         while unfinished:
-            batch = list(self._read(await self._stream.next()))
-            unfinished -= sum(delta.finish_reason is not None for delta in batch)
-            yield batch
+            outputs = await self._stream.next()
+            for start in range(0, len(outputs), OUTPUTS_AT_ONCE):
+                if start:  # a backlog, as after a slow reader: others get their turn in between
+                    await asyncio.sleep(0)
+                batch = list(self._read(outputs[start : start + OUTPUTS_AT_ONCE]))
+                unfinished -= sum(delta.finish_reason is not None for delta in batch)
+                yield batch
 
     async def finish(self) -> None:
         """Let every choice run to its end."""

@@ -23,6 +23,9 @@ from kvasir_runtime.engine.messages import StartupProgress
 DRAIN_RETRY_AFTER_S: Final = 1.0
 """Another replica can take the request at once."""
 
+LAST_EVENT_S: Final = 5.0
+"""How long clients whose requests were cut at the deadline may take to read why."""
+
 CUT_REASON: Final = "the server is shutting down and the drain deadline has passed; send the request again"
 
 logger = logging.getLogger("kvasir.server")
@@ -96,7 +99,7 @@ class Lifecycle:
         """Take no more work; cut what still runs after `timeout_s`. Again: the newer deadline counts."""
         self.draining = True
         self._cancel_deadline()
-        self._deadline = asyncio.get_running_loop().call_later(timeout_s, self._cut, CUT_REASON)
+        self._deadline = asyncio.get_running_loop().call_later(timeout_s, self._on_deadline)
         logger.info("draining", extra={"inflight": self.inflight, "timeout_s": timeout_s})
 
     def undrain(self) -> bool:
@@ -124,6 +127,11 @@ class Lifecycle:
         if not self.ended.is_set():
             self.failure = report
             self.ended.set()
+
+    def _on_deadline(self) -> None:
+        self._cut(CUT_REASON)
+        if self.stopping:  # a client that does not read its error event must not keep the process
+            self._deadline = asyncio.get_running_loop().call_later(LAST_EVENT_S, self.ended.set)
 
     def _end_when_idle(self) -> None:
         if self.stopping and self.inflight == 0:

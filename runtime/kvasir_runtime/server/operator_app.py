@@ -105,7 +105,10 @@ def not_ready_because(service: Service) -> str:
         return f"the engine ended: {service.engine.failure.message}"
     if service.ready is None:
         return "loading"
-    return "draining" if service.lifecycle.draining else ""
+    if service.lifecycle.draining:
+        return "draining"
+    verdict = service.engine.heartbeat.judge(time.monotonic())
+    return "" if verdict.alive else verdict.message
 
 
 def startup_state(service: Service) -> StartupState:

@@ -46,7 +46,8 @@ def output_limit(body: CompletionRequest | ChatCompletionRequest, defaults: Gene
     else:
         asked, fallback = body.max_tokens, defaults.max_new_tokens or DEFAULT_COMPLETION_TOKENS
     if asked is not None and asked > room:
-        raise context_length_exceeded(f"max_tokens must be at most {room} after this prompt, got {asked}", "max_tokens")
+        field = "max_tokens" if asked == body.max_tokens else "max_completion_tokens"
+        raise context_length_exceeded(f"{field} must be at most {room} after this prompt, got {asked}", field)
     return asked or min(fallback, room)
 
 

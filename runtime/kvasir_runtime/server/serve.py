@@ -3,9 +3,10 @@
 import argparse
 import logging
 import os
+import signal
 from pathlib import Path
 from socket import socket
-from typing import Final
+from typing import Final, NoReturn
 
 from kvasir_runtime import cli, logs
 from kvasir_runtime.contract.engine_args import EngineArgs
@@ -29,6 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(namespace: argparse.Namespace) -> int:
     """Serve until told to stop; returns the exit status. Raises KvasirError for every start that cannot work."""
     logs.configure("info", "auto")
+    # The first process of a container ignores signals it has no handler for; until the event loop has its own:
+    signal.signal(signal.SIGTERM, _leave)
     args = cli.engine_args(namespace, os.environ)
     logs.configure(args.log_level, args.log_format)
     for warning in cli.misspelt_variables(os.environ):
@@ -42,6 +45,11 @@ def run(namespace: argparse.Namespace) -> int:
         return serve_forever(args, model, ports, engine)
     finally:
         engine.stop()
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise SystemExit(0)
 
 
 def open_ports(args: EngineArgs) -> tuple[socket, socket]:

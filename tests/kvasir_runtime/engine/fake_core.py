@@ -88,8 +88,8 @@ class FakeCore:
             self.running[request.request_id] = _Running(request)
             self.counts["prompt"] += len(request.prompt_token_ids)
             admitted[request.request_id] = request.arrival_time
-        for run in self.running.values():
-            _misbehave(run.request.cache_salt)
+        for how in {run.request.cache_salt for run in self.running.values()}:
+            _misbehave(how)
         outputs = [output for run in list(self.running.values()) for output in self._advance(run)]
         self.counts["steps"] += 1
         return StepOutputs(outputs, self.stats(), admitted)

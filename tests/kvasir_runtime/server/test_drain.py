@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 from typing import Any
 
 import httpx
@@ -65,6 +66,20 @@ async def test_deadline_cuts_with_an_error_event(start_server):
     assert events[-2]["error"]["code"] == "request_ended"
     assert "drain deadline has passed" in events[-2]["error"]["message"]
     assert await asyncio.to_thread(server.process.wait, 20) == 0
+
+
+def test_a_client_that_does_not_read_cannot_keep_the_process(start_server):
+    """A paused client is no fault; at the deadline it has its last five seconds."""
+    server = start_server("--drain-timeout", "200ms").wait_ready()
+    body = json.dumps({"prompt": [40], "n": 128, "max_tokens": 150, "stream": True, "logprobs": 20})
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(f"{head}\r\n\r\n{body}".encode())
+        assert client.recv(12) == b"HTTP/1.1 200"
+        assert inflight(server) == 1
+        assert server.probe("/livez").status_code == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(20) == 0
 
 
 async def test_second_sigterm_cuts(start_server):

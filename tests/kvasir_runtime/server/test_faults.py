@@ -83,19 +83,23 @@ def test_engine_dies_idle(start_server):
 
 
 @pytest.mark.parametrize("state", ["serving", "loading", "engine stopped"])
-def test_front_end_killed(start_server, state):
+def test_front_end_killed(start_server, state, tmp_path):
     """Kill -9 of the front end takes the engine along, also while it loads or is stopped; the port is free again."""
-    server = start_server(env={"FAKE_CORE_START": "block"} if state == "loading" else {})
+    environment = {"TMPDIR": str(tmp_path), "FAKE_CORE_START": "block" if state == "loading" else ""}
+    server = start_server(env=environment)
     if state == "loading":
         wait_until(lambda: "half of nothing" in server.log)
     else:
         server.wait_ready()
+        wait_until(lambda: server.probe("/livez").status_code == 200 and not list(tmp_path.glob("kvasir-*")))
     engine = server.engine_pid
     if state == "engine stopped":
         os.kill(engine, signal.SIGSTOP)
     server.process.kill()
     server.process.wait()
     wait_until(lambda: not is_running(engine), timeout_s=5)
+    if state != "loading":
+        assert not list(tmp_path.glob("kvasir-*")), "sockets were left behind"
     with pytest.raises(httpx.ConnectError):
         httpx.get(server.url)
 
