@@ -87,7 +87,8 @@ class Sampler:
             )
         if self._penalized[seats].any():
             assert self._output_counts_SV is not None
-            self._output_counts_SV.index_put_((torch.from_numpy(seats), tokens_R), torch.tensor(1), accumulate=True)
+            one = torch.ones((), dtype=self._output_counts_SV.dtype)
+            self._output_counts_SV.index_put_((torch.from_numpy(seats), tokens_R), one, accumulate=True)
         return Sampled(tokens_R, None if raw_RV is None else self._report(raw_RV, tokens_R, seats))
 
     def _adjust(self, logits_RV: Tensor, seats: Ints, positions: Ints) -> None:
