@@ -1,7 +1,7 @@
 """The user port: OpenAI's API and what stands around it. Endpoints only; each works in its own module."""
 
 from fastapi import FastAPI, Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from kvasir_runtime.server.chat import create_chat_completion, render
@@ -32,7 +32,7 @@ _ERRORS: dict[int | str, dict[str, object]] = {
     500: {"model": ErrorResponse, "description": "the engine ended"},
     503: {"model": ErrorResponse, "description": "loading or draining; Retry-After says when to come back"},
 }
-_EVENTS: dict[str, object] = {"text/event-stream": {"schema": {"type": "string"}}}
+_EVENTS: dict[str, object] = {"text/event-stream": {}}
 
 
 def build_user_app(service: Service) -> ASGIApp:
@@ -105,18 +105,18 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/health", responses={503: _ERRORS[503]})
-    async def health() -> Response:
+    @app.get("/health", response_class=PlainTextResponse, responses={503: _ERRORS[503]})
+    async def health() -> str:
         service.loaded()
         if service.lifecycle.draining:
             raise unavailable("the server is draining", "draining", DRAIN_RETRY_AFTER_S)
-        return Response()
+        return ""
 
     @app.get("/version")
     async def show_version() -> VersionReply:
         return VersionReply(version=version())
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
