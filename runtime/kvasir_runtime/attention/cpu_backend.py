@@ -14,7 +14,7 @@ from kvasir_runtime.models.config import DecoderConfig
 
 
 class CpuBackend(ReferenceBackend):
-    """For float32 and bfloat16; head dimensions up to 256, blocks up to 128 tokens."""
+    """For float32 and bfloat16; head dimensions that are multiples of 16, up to 256."""
 
     name = "cpu"
 
@@ -99,12 +99,11 @@ def _attend_span(q_QHC: Tensor, kv_2BKSC: Tensor, spec: AttentionSpec, span: Pre
     return out_1HQC[0].transpose(0, 1)
 
 
-def supports(library: Library, config: DecoderConfig, block_size: int, dtype: torch.dtype) -> bool:
+def supports(library: Library, config: DecoderConfig, dtype: torch.dtype) -> bool:
     """Whether the kernels can serve this shape; the reference serves the others."""
     return (
         dtype in (torch.float32, torch.bfloat16)
         and config.head_dim <= 256
-        and config.head_dim % 2 == 0
+        and config.head_dim % 16 == 0
         and config.num_heads // config.num_kv_heads <= library.max_group
-        and block_size <= 128
     )

@@ -1,5 +1,8 @@
 """The memory of the KV blocks."""
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,8 +22,18 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> None:
         shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
-        self.layers: list[Tensor] = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers)]
+        self.layers: list[Tensor] = [_zeros(shape, dtype, torch.device(device)) for _ in range(num_layers)]
 
     @property
     def nbytes(self) -> int:
         return sum(layer.nbytes for layer in self.layers)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On CPU by numpy, which asks the kernel for huge pages and leaves them untouched until they are written.
+
+    Blocks lie anywhere, so that with small pages nearly each of them would cost a walk of the page table.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(shape)

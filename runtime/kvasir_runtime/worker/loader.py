@@ -174,7 +174,7 @@ def _load_model(
 ) -> tuple[DecoderModel, str]:
     checkpoint = Checkpoint(config.model, lambda done: report(done, ""))
     load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved), choose_ops())
-    backend = choose_backend(resolved, config.cache.block_size)
+    backend = choose_backend(resolved)
     model = resolved.family.model(resolved.decoder, load, backend, resolved.max_model_len)
     digest = checkpoint.digest()
     checkpoint.close()
@@ -188,10 +188,10 @@ def choose_method(resolved: Resolved) -> LinearMethod:
     return PlainMethod()
 
 
-def choose_backend(resolved: Resolved, block_size: int) -> AttentionBackend:
+def choose_backend(resolved: Resolved) -> AttentionBackend:
     """The attention kernels for this device."""
     library = load_library()
-    if library is not None and supports(library, resolved.decoder, block_size, DTYPES[resolved.dtype]):
+    if library is not None and supports(library, resolved.decoder, DTYPES[resolved.dtype]):
         return CpuBackend(library)
     return ReferenceBackend()
 

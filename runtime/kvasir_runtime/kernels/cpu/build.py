@@ -17,10 +17,11 @@ SOURCE: Final = Path(__file__).with_name("kernels.cpp")
 INSTALL_FOLDER: Final = Path(sys.prefix) / "lib" / "kvasir"
 """Where an image has them: beside the interpreter's own libraries."""
 
-_FLAGS: Final = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS: Final = ("-O3", "-std=c++20", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 
 VARIANTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "x86_64": {
+        "avx512bf16": ("-march=x86-64-v4", "-mprefer-vector-width=512", "-mavx512bf16", "-mavx512vnni"),
         "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
         "avx2": ("-march=x86-64-v3",),
     },

@@ -12,6 +12,9 @@
 #include <cstring>
 #include <limits>
 #include <vector>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -57,8 +60,85 @@ inline float exp_nonpositive(float x) {
 }
 
 constexpr int CHUNK = 512;      // tokens whose attention is computed by one thread at a time
-constexpr int MAX_GROUP = 16;   // query heads of a KV head that are computed together
-constexpr int MAX_BLOCK = 128;  // tokens in a block
+constexpr int TILE = 16;        // tokens computed together: one vector of scores
+constexpr int MAX_GROUP = 32;   // query heads of a KV head
+constexpr int MAX_VECTORS = 16; // of a head: head dimensions up to 256
+
+// Sixteen floats; on narrower machines the compiler makes several registers of it.
+typedef float v16 __attribute__((vector_size(64)));
+typedef int32_t v16i __attribute__((vector_size(64)));
+typedef uint32_t v16u __attribute__((vector_size(64)));
+typedef uint16_t v16h __attribute__((vector_size(32)));
+
+inline v16 load16(const float *x) {
+    v16 v;
+    std::memcpy(&v, x, sizeof v);
+    return v;
+}
+
+inline v16 load16(const bf16 *x) {
+    v16h narrow;
+    std::memcpy(&narrow, x, sizeof narrow);
+    return v16(__builtin_convertvector(narrow, v16u) << 16);
+}
+
+inline void store16(float *x, v16 v) { std::memcpy(x, &v, sizeof v); }
+
+inline v16 all(float x) { return v16{} + x; }
+
+// As exp_nonpositive, for sixteen numbers.
+inline v16 exp16(v16 x) {
+    x = x > -87.0f ? x : all(-87.0f);
+    const v16i n = __builtin_convertvector(x * 1.44269504f - 0.5f, v16i);  // truncation: to nearest, for x <= 0
+    const v16 f = __builtin_convertvector(n, v16);
+    const v16 r = x - f * 0.693359375f + f * 2.12194440e-4f;
+    v16 p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * v16((n + 127) << 23);
+}
+
+// sums[j] = the sum of vector j, by a tree of pairwise additions that transposes on its way.
+inline v16 sum_each(const v16 *x) {
+    v16 a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++)
+        a[i] = __builtin_shufflevector(x[2 * i], x[2 * i + 1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+               __builtin_shufflevector(x[2 * i], x[2 * i + 1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+    for (int i = 0; i < 4; i++)
+        b[i] = __builtin_shufflevector(a[2 * i], a[2 * i + 1], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               __builtin_shufflevector(a[2 * i], a[2 * i + 1], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    for (int i = 0; i < 2; i++)
+        c[i] = __builtin_shufflevector(b[2 * i], b[2 * i + 1], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(b[2 * i], b[2 * i + 1], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    return __builtin_shufflevector(c[0], c[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+           __builtin_shufflevector(c[0], c[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+}
+
+// The vector rotated by half its length, by a quarter and so on: four steps reduce it to one number.
+inline v16 swap8(v16 x) { return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7); }
+inline v16 swap4(v16 x) { return __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11); }
+inline v16 swap2(v16 x) { return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13); }
+inline v16 swap1(v16 x) { return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14); }
+
+inline v16 larger(v16 x, v16 y) { return x > y ? x : y; }
+
+inline float highest_of(v16 x) {
+    x = larger(x, swap8(x));
+    x = larger(x, swap4(x));
+    x = larger(x, swap2(x));
+    return larger(x, swap1(x))[0];
+}
+
+inline float sum_of(v16 x) {
+    x += swap8(x);
+    x += swap4(x);
+    x += swap2(x);
+    return x[0] + x[1];
+}
 
 struct Decode {
     const void *q;               // [N, H, C]
@@ -71,84 +151,221 @@ struct Decode {
     int64_t window;              // 0: none
 };
 
-// One thread's part: queries of one KV head over tokens [begin, end) of one row. Writes for each query the running
-// maximum, the sum of exponentials and the weighted sum of values: [G, 2 + C] floats.
-template <typename T, int C_>
-void attend_chunk(const Decode &d, int64_t row, int64_t kv_head, int64_t begin, int64_t end, float *partial) {
-    const int64_t C = C_ ? C_ : d.head_dim, S = d.block_size, G = d.heads / d.kv_heads;
+// What one query has seen so far: the highest score, the sum of exponentials and the weighted sum of values.
+struct State {
+    float highest, total;
+    v16 sums[MAX_VECTORS];
+};
+
+// Softmax weights of a tile's scores against the highest score so far; rescales the state when there is a new one.
+inline v16 weigh(v16 s, int count, int vectors, float softcap, State &state) {
+    const v16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    if (softcap > 0)
+        for (int t = 0; t < TILE; t++) s[t] = softcap * std::tanh(s[t] / softcap);
+    s = lanes < float(count) ? s : all(-std::numeric_limits<float>::infinity());
+    const float highest = highest_of(s);
+    if (highest > state.highest) {
+        const float shrink = exp_nonpositive(state.highest - highest);
+        state.highest = highest;
+        state.total *= shrink;
+        for (int i = 0; i < vectors; i++) state.sums[i] *= shrink;
+    }
+    return lanes < float(count) ? exp16(s - state.highest) : v16{};
+}
+
+// `count` (at most TILE) consecutive tokens for Q queries. V vectors make a head; 0: told at run time.
+template <typename T, int V_, int Q>
+inline void attend_tile(const v16 *query, const T *k, const T *v, int count, int vectors, float softcap, State *states) {
+    const int V = V_ ? V_ : vectors;
+    v16 score[Q][TILE];
+    for (int t = 0; t < TILE; t++) {
+        v16 dot[Q] = {};
+        if (t < count)
+            for (int i = 0; i < V; i++) {
+                const v16 key = load16(k + (t * V + i) * 16);
+                for (int g = 0; g < Q; g++) dot[g] += query[g * V + i] * key;
+            }
+        for (int g = 0; g < Q; g++) score[g][t] = dot[g];
+    }
+    float weights[Q][TILE];
+    for (int g = 0; g < Q; g++) {
+        const v16 weight = weigh(sum_each(score[g]), count, V, softcap, states[g]);
+        states[g].total += sum_of(weight);
+        store16(weights[g], weight);
+    }
+    constexpr int STRIP = 4;  // vectors of a value whose sums stay in registers
+    for (int first = 0; first < V; first += STRIP) {
+        const int strip = V - first < STRIP ? V - first : STRIP;
+        v16 sums[Q][STRIP];
+        for (int g = 0; g < Q; g++)
+            for (int i = 0; i < strip; i++) sums[g][i] = states[g].sums[first + i];
+        for (int t = 0; t < count; t++)
+            for (int i = 0; i < strip; i++) {
+                const v16 value = load16(v + (t * V + first + i) * 16);
+                for (int g = 0; g < Q; g++) sums[g][i] += weights[g][t] * value;
+            }
+        for (int g = 0; g < Q; g++)
+            for (int i = 0; i < strip; i++) states[g].sums[first + i] = sums[g][i];
+    }
+}
+
+#ifdef __AVX512BF16__
+
+// As attend_tile, with products of bfloat16 pairs that accumulate in float32: half the instructions. Weights are
+// rounded to bfloat16 too, and their sum is that of the rounded ones. The sums of a state stand in the order of
+// `unpack` (see `in_order`). V is even.
+template <int V_, int Q>
+inline void attend_tile_bf16(const __m512bh *query, const bf16 *k, const bf16 *v, int count, int vectors, float scale,
+                             float softcap, State *states) {
+    const int P = (V_ ? V_ : vectors) / 2;  // vectors of 32
+    v16 score[Q][TILE];
+    for (int t = 0; t < TILE; t++) {
+        __m512 dot[Q] = {};
+        if (t < count)
+            for (int i = 0; i < P; i++) {
+                const __m512bh key = (__m512bh)_mm512_loadu_si512(k + (t * P + i) * 32);
+                for (int g = 0; g < Q; g++) dot[g] = _mm512_dpbf16_ps(dot[g], query[g * P + i], key);
+            }
+        for (int g = 0; g < Q; g++) score[g][t] = dot[g];
+    }
+    int32_t pairs[Q][TILE / 2];
+    for (int g = 0; g < Q; g++) {
+        const v16 weight = weigh(sum_each(score[g]) * scale, count, 2 * P, softcap, states[g]);
+        const __m256bh narrow = _mm512_cvtneps_pbh(weight);
+        std::memcpy(pairs[g], &narrow, sizeof narrow);
+        states[g].total += sum_of(load16(reinterpret_cast<const bf16 *>(pairs[g])));
+    }
+    constexpr int STRIP = 2;
+    for (int first = 0; first < P; first += STRIP) {
+        const int strip = P - first < STRIP ? P - first : STRIP;
+        __m512 low[Q][STRIP], high[Q][STRIP];
+        for (int g = 0; g < Q; g++)
+            for (int i = 0; i < strip; i++) {
+                low[g][i] = states[g].sums[2 * (first + i)];
+                high[g][i] = states[g].sums[2 * (first + i) + 1];
+            }
+        for (int t = 0; t < count; t += 2)
+            for (int i = 0; i < strip; i++) {
+                const bf16 *at = v + (t * P + first + i) * 32;
+                const __m512i even = _mm512_loadu_si512(at);
+                const __m512i odd = t + 1 < count ? _mm512_loadu_si512(at + P * 32) : _mm512_setzero_si512();
+                const __m512bh left = (__m512bh)_mm512_unpacklo_epi16(even, odd);
+                const __m512bh right = (__m512bh)_mm512_unpackhi_epi16(even, odd);
+                for (int g = 0; g < Q; g++) {
+                    const __m512bh weights = (__m512bh)_mm512_set1_epi32(pairs[g][t / 2]);
+                    low[g][i] = _mm512_dpbf16_ps(low[g][i], weights, left);
+                    high[g][i] = _mm512_dpbf16_ps(high[g][i], weights, right);
+                }
+            }
+        for (int g = 0; g < Q; g++)
+            for (int i = 0; i < strip; i++) {
+                states[g].sums[2 * (first + i)] = low[g][i];
+                states[g].sums[2 * (first + i) + 1] = high[g][i];
+            }
+    }
+}
+
+// `unpack` works on quarters of a vector: it leaves columns 0-3, 8-11, … in one vector and 4-7, 12-15, … in the next.
+inline void in_order(v16 *sums, int vectors) {
+    for (int i = 0; i < vectors; i += 2) {
+        const v16 low = sums[i], high = sums[i + 1];
+        sums[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        sums[i + 1] = __builtin_shufflevector(low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+}
+
+#endif
+
+// The queries of one KV head, prepared for a tile's kernel, and that kernel.
+template <typename T, int V_>
+struct Attention {
+    v16 query[MAX_GROUP * MAX_VECTORS];
+
+    void prepare(const T *q, int64_t count, float scale) {
+        for (int64_t i = 0; i < count; i++) query[i] = load16(q + i * 16) * scale;
+    }
+
+    template <int Q>
+    void tile(int64_t g, const T *k, const T *v, int count, int vectors, const Decode &d, State *states) const {
+        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, vectors, d.softcap, states + g);
+    }
+
+    void finish(State &, int) const {}
+};
+
+#ifdef __AVX512BF16__
+
+template <int V_>
+    requires(V_ > 0 && V_ % 2 == 0)
+struct Attention<bf16, V_> {
+    __m512bh query[MAX_GROUP * MAX_VECTORS / 2];
+
+    void prepare(const bf16 *q, int64_t count, float) { std::memcpy(query, q, count * 32); }
+
+    template <int Q>
+    void tile(int64_t g, const bf16 *k, const bf16 *v, int count, int vectors, const Decode &d, State *states) const {
+        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, vectors, d.scale, d.softcap, states + g);
+    }
+
+    void finish(State &state, int vectors) const { in_order(state.sums, vectors); }
+};
+
+#endif
+
+// One thread's part: the queries of one KV head over tokens [begin, end) of one row, four queries at a time.
+template <typename T, int V_>
+void attend_chunk(const Decode &d, int64_t row, int64_t kv_head, int64_t begin, int64_t end, State *states) {
+    const int64_t C = d.head_dim, S = d.block_size, G = d.heads / d.kv_heads, V = V_ ? V_ : C / 16;
     const T *q = static_cast<const T *>(d.q) + (row * d.heads + kv_head * G) * C;
     const T *keys = static_cast<const T *>(d.kv) + kv_head * S * C;
-    const T *values = keys + d.blocks * d.kv_heads * S * C;
-    float query[MAX_GROUP * 256], score[MAX_GROUP * MAX_BLOCK];
-    for (int64_t i = 0; i < G * C; i++) query[i] = load(q[i]) * d.scale;
+    const int64_t to_values = d.blocks * d.kv_heads * S * C;
+    Attention<T, V_> attention;
+    attention.prepare(q, G * V, d.scale);
     for (int64_t g = 0; g < G; g++) {
-        partial[g * (C + 2)] = -std::numeric_limits<float>::infinity();
-        std::fill_n(partial + g * (C + 2) + 1, C + 1, 0.0f);
+        states[g].highest = -std::numeric_limits<float>::infinity();
+        states[g].total = 0;
+        for (int64_t i = 0; i < V; i++) states[g].sums[i] = v16{};
     }
     for (int64_t first = begin; first < end;) {
         const int64_t block = d.tables[row * d.table_width + first / S], offset = first % S;
-        const int64_t count = std::min(S - offset, end - first);
-        const T *k = keys + block * d.kv_heads * S * C + offset * C;
-        const T *v = values + block * d.kv_heads * S * C + offset * C;
-        for (int64_t t = 0; t < count; t++) {
-            float key[256];
-            for (int64_t c = 0; c < C; c++) key[c] = load(k[t * C + c]);
-            for (int64_t g = 0; g < G; g++) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (int64_t c = 0; c < C; c++) sum += query[g * C + c] * key[c];
-                score[g * MAX_BLOCK + t] = sum;
+        const int count = int(std::min<int64_t>({TILE, S - offset, end - first}));
+        const T *k = keys + (block * d.kv_heads * S + offset) * C, *v = k + to_values;
+        if (first + count < end) {  // blocks lie anywhere: no hardware prefetcher sees the next one coming
+            const int64_t next = first + count, ahead = d.tables[row * d.table_width + next / S];
+            const char *at = (const char *)(keys + (ahead * d.kv_heads * S + next % S) * C);
+            const int64_t bytes = std::min<int64_t>(TILE, S) * C * sizeof(T), values = to_values * sizeof(T);
+            for (int64_t line = 0; line < bytes; line += 64) {
+                __builtin_prefetch(at + line, 0, 2);
+                __builtin_prefetch(at + values + line, 0, 2);
             }
         }
-        for (int64_t g = 0; g < G; g++) {
-            float *s = score + g * MAX_BLOCK, *state = partial + g * (C + 2), *sums = state + 2;
-            if (d.softcap > 0)
-                for (int64_t t = 0; t < count; t++) s[t] = d.softcap * std::tanh(s[t] / d.softcap);
-            float highest = state[0];
-            for (int64_t t = 0; t < count; t++) highest = std::max(highest, s[t]);
-            if (highest > state[0]) {
-                const float shrink = exp_nonpositive(state[0] - highest);
-                state[0] = highest;
-                state[1] *= shrink;
-                for (int64_t c = 0; c < C; c++) sums[c] *= shrink;
-            }
-            float total = 0;
-#pragma omp simd reduction(+ : total)
-            for (int64_t t = 0; t < count; t++) {
-                s[t] = exp_nonpositive(s[t] - highest);
-                total += s[t];
-            }
-            state[1] += total;
-        }
-        for (int64_t t = 0; t < count; t++) {
-            float value[256];
-            for (int64_t c = 0; c < C; c++) value[c] = load(v[t * C + c]);
-            for (int64_t g = 0; g < G; g++) {
-                float *sums = partial + g * (C + 2) + 2;
-                const float weight = score[g * MAX_BLOCK + t];
-#pragma omp simd
-                for (int64_t c = 0; c < C; c++) sums[c] += weight * value[c];
-            }
-        }
+        int64_t g = 0;
+        for (; g + 4 <= G; g += 4) attention.template tile<4>(g, k, v, count, V, d, states);
+        for (; g + 2 <= G; g += 2) attention.template tile<2>(g, k, v, count, V, d, states);
+        for (; g < G; g++) attention.template tile<1>(g, k, v, count, V, d, states);
         first += count;
     }
+    for (int64_t g = 0; g < G; g++) attention.finish(states[g], V);
 }
 
 // Join the chunks of one row and KV head: weights are rescaled to the highest maximum (log-sum-exp merge).
 template <typename T>
-void merge_chunks(const Decode &d, int64_t row, int64_t kv_head, int64_t chunks, const float *partials) {
-    const int64_t C = d.head_dim, G = d.heads / d.kv_heads, stride = G * (C + 2);
+void merge_chunks(const Decode &d, int64_t row, int64_t kv_head, int64_t chunks, const State *states) {
+    const int64_t C = d.head_dim, G = d.heads / d.kv_heads;
     T *out = static_cast<T *>(d.out) + (row * d.heads + kv_head * G) * C;
     for (int64_t g = 0; g < G; g++) {
-        float highest = -std::numeric_limits<float>::infinity(), total = 0, sums[256] = {};
-        for (int64_t i = 0; i < chunks; i++) highest = std::max(highest, partials[i * stride + g * (C + 2)]);
+        float highest = -std::numeric_limits<float>::infinity(), total = 0;
+        for (int64_t i = 0; i < chunks; i++) highest = std::max(highest, states[i * G + g].highest);
+        v16 sums[MAX_VECTORS] = {};
         for (int64_t i = 0; i < chunks; i++) {
-            const float *state = partials + i * stride + g * (C + 2);
-            const float weight = exp_nonpositive(state[0] - highest);
-            total += weight * state[1];
-            for (int64_t c = 0; c < C; c++) sums[c] += weight * state[2 + c];
+            const State &state = states[i * G + g];
+            const float weight = exp_nonpositive(state.highest - highest);
+            total += weight * state.total;
+            for (int64_t j = 0; j < C / 16; j++) sums[j] += weight * state.sums[j];
         }
-        for (int64_t c = 0; c < C; c++) store(out[g * C + c], sums[c] / total);
+        float values[MAX_VECTORS * 16];
+        for (int64_t j = 0; j < C / 16; j++) store16(values + j * 16, sums[j] / total);
+        for (int64_t c = 0; c < C; c++) store(out[g * C + c], values[c]);
     }
 }
 
@@ -156,7 +373,7 @@ struct Item {
     int64_t row, kv_head, begin, end;
 };
 
-template <typename T, int C_>
+template <typename T, int V_>
 void decode(const Decode &d, int threads) {
     // Chunks are cut at fixed positions, whatever else is in the batch: a row's result never depends on its neighbours.
     std::vector<Item> items;
@@ -172,20 +389,22 @@ void decode(const Decode &d, int threads) {
         }
     }
     first_item.push_back(items.size());
-    const int64_t stride = d.heads / d.kv_heads * (d.head_dim + 2);
-    std::vector<float> partials(items.size() * stride);
+    const int64_t G = d.heads / d.kv_heads;
+    static thread_local std::vector<State> states;  // kept from step to step
+    if (states.size() < items.size() * G) states.resize(items.size() * G);
+    State *const all_states = states.data();
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tokens * d.kv_heads > 256)
     for (size_t i = 0; i < items.size(); i++)
-        attend_chunk<T, C_>(d, items[i].row, items[i].kv_head, items[i].begin, items[i].end, &partials[i * stride]);
+        attend_chunk<T, V_>(d, items[i].row, items[i].kv_head, items[i].begin, items[i].end, all_states + i * G);
     for (int64_t i = 0; i < d.rows * d.kv_heads; i++)
-        merge_chunks<T>(d, i / d.kv_heads, i % d.kv_heads, first_item[i + 1] - first_item[i], &partials[first_item[i] * stride]);
+        merge_chunks<T>(d, i / d.kv_heads, i % d.kv_heads, first_item[i + 1] - first_item[i], all_states + first_item[i] * G);
 }
 
 template <typename T>
 void decode_any(const Decode &d, int threads) {
     switch (d.head_dim) {
-        case 64: return decode<T, 64>(d, threads);
-        case 128: return decode<T, 128>(d, threads);
+        case 64: return decode<T, 4>(d, threads);
+        case 128: return decode<T, 8>(d, threads);
         default: return decode<T, 0>(d, threads);
     }
 }

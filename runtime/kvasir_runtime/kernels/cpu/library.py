@@ -73,5 +73,10 @@ def _open(path: Path) -> Library | None:
 def _best_variant() -> str | None:
     variants = build.VARIANTS.get(platform.machine(), {})
     capability = torch.backends.cpu.get_cpu_capability()
-    usable = {"avx512": capability.startswith("AVX512"), "avx2": capability != "DEFAULT"}
+    wide = capability.startswith("AVX512")
+    usable = {
+        "avx512bf16": wide and torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported(),  # noqa: SLF001
+        "avx512": wide,
+        "avx2": capability != "DEFAULT",
+    }
     return next((name for name in variants if usable.get(name, True)), None)
