@@ -5,11 +5,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from kvasir_runtime.contract.failures import Cause, FailureReport
+from kvasir_runtime.contract.quantities import format_bytes
 from kvasir_runtime.engine.engine_process import EngineSpec
 from kvasir_runtime.engine.transport import remove_socket_folder
+from kvasir_runtime.worker.host import memory_limit
 
 STOP_GRACE_S: Final = 2.0
 _OOM_COUNTERS: Final = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
@@ -63,11 +65,13 @@ def launch_engine(spec: EngineSpec) -> EngineProcess:
 def explain_exit(status: int, *, loading: bool, killed_for_memory: bool) -> FailureReport:
     """Name the cause of a silent end; memory is blamed only where the kernel says so."""
     when = "while it loaded the model" if loading else "while it served"
-    detail = {"exit_status": status}
+    detail: dict[str, Any] = {"exit_status": status}
     if killed_for_memory:
         cause = Cause.OUT_OF_MEMORY_WEIGHTS if loading else Cause.OUT_OF_MEMORY_KV_CACHE
         remedy = "raise the memory limit, or lower --kv-cache-memory, --max-model-len or --max-num-batched-tokens"
-        return FailureReport(cause, f"the kernel killed the engine {when}: out of memory", remedy, detail)
+        limit = memory_limit().limit
+        message = f"the kernel killed the engine {when}: it needed more memory than its limit of {format_bytes(limit)}"
+        return FailureReport(cause, message, remedy, detail | {"memory_limit": limit})
     how = f"was killed by {_signal_name(-status)}" if status < 0 else f"exited with status {status}"
     return FailureReport(
         Cause.ENGINE_DIED, f"the engine process {how} {when}", "look for its last lines in the log", detail

@@ -22,6 +22,7 @@ from kvasir_runtime.engine.messages import (
 )
 from kvasir_runtime.engine.transport import decode, encode, make_socket_folder, remove_socket_folder
 from kvasir_runtime.sampling_params import SamplingParams
+from kvasir_runtime.worker.host import HostMemory
 
 SAMPLING = SamplingParams(n=2, max_tokens=5, logit_bias={3: -1.5}, stop=("a", "b"), stop_token_ids=(7,), seed=-1)
 SCORED = TokenLogprobs(5, -0.25, 0, [(5, -0.25), (6, -2.0)])
@@ -75,8 +76,20 @@ def test_socket_folder_is_private(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("status", "loading", "killed_for_memory", "cause", "message"),
     [
-        (-9, True, True, "OutOfMemoryWeights", "the kernel killed the engine while it loaded the model: out of memory"),
-        (-9, False, True, "OutOfMemoryKVCache", "the kernel killed the engine while it served: out of memory"),
+        (
+            -9,
+            True,
+            True,
+            "OutOfMemoryWeights",
+            "the kernel killed the engine while it loaded the model: it needed more memory than its limit of 96Mi",
+        ),
+        (
+            -9,
+            False,
+            True,
+            "OutOfMemoryKVCache",
+            "the kernel killed the engine while it served: it needed more memory than its limit of 96Mi",
+        ),
         (-9, True, False, "EngineDied", "the engine process was killed by SIGKILL while it loaded the model"),
         (-11, False, False, "EngineDied", "the engine process was killed by SIGSEGV while it served"),
         (-64, False, False, "EngineDied", "the engine process was killed by SIGRTMAX while it served"),
@@ -84,7 +97,8 @@ def test_socket_folder_is_private(tmp_path, monkeypatch):
         (3, False, False, "EngineDied", "the engine process exited with status 3 while it served"),
     ],
 )
-def test_explained_exits(status, loading, killed_for_memory, cause, message):
+def test_explained_exits(monkeypatch, status, loading, killed_for_memory, cause, message):
     """Memory is blamed only where the kernel says so."""
+    monkeypatch.setattr("kvasir_runtime.engine.launcher.memory_limit", lambda: HostMemory(96 * 2**20, limited=True))
     report = explain_exit(status, loading=loading, killed_for_memory=killed_for_memory)
     assert (report.cause, report.message) == (cause, message)
