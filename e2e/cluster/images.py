@@ -13,6 +13,7 @@ from pathlib import Path
 from e2e.cluster import shell
 from e2e.cluster.errors import ClusterError, UsageError
 from e2e.cluster.layout import PAUSE_IMAGE
+from e2e.cluster.thin import thin_archive
 
 PAUSE_SOURCE = r"""
 #include <signal.h>
@@ -55,6 +56,24 @@ class Containerd:
 
     def load(self, archive: Path) -> None:
         self.command("images", "import", archive)
+
+    def digests(self) -> frozenset[str]:
+        """What is in the content store."""
+        return frozenset(self.command("content", "list", "--quiet").split())
+
+    def import_stream(self) -> "subprocess.Popen[bytes]":
+        """An import that reads its archive from its standard input."""
+        command: list[str | Path] = [
+            self.ctr,
+            "--address",
+            self.socket,
+            "--namespace",
+            "k8s.io",
+            "images",
+            "import",
+            "-",
+        ]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def full_reference(name: str) -> str:
@@ -101,11 +120,43 @@ def load(node: Containerd, image: str) -> str:
     builder, identity = find_local(image)
     if node.image_id(full_reference(image)) == identity:
         return f"{image}: the same image is there already"
+    if builder == "buildah":
+        written = _stream_from_buildah(node, image)
+        return f"{image}: loaded from buildah; {written / 2**20:.1f} MiB were new"
     with tempfile.TemporaryDirectory(prefix="kvasir-image-", dir="/var/tmp") as folder:
         archive = Path(folder, "image.tar")
         save(builder, image, archive)
         node.load(archive)
     return f"{image}: loaded from {builder}"
+
+
+def _stream_from_buildah(node: Containerd, image: str) -> int:
+    """Pipes the image into the node, less the layers that are there; returns the bytes of new layers.
+
+    Raises:
+        ClusterError: buildah or containerd failed; shows the words of the one that did.
+    """
+    reference = full_reference(image)
+    push = ["buildah", "push", "--quiet", image, f"docker-archive:/dev/stdout:{reference}"]
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(push, stdout=subprocess.PIPE, stderr=complaints) as buildah,
+        node.import_stream() as ctr,
+    ):
+        assert buildah.stdout
+        assert ctr.stdin
+        written, broken = 0, None
+        try:
+            written = thin_archive(buildah.stdout, reference, node.digests(), ctr.stdin)
+        except (BrokenPipeError, ClusterError) as error:
+            broken = error
+        buildah.stdout.close()
+        words = ctr.communicate()[0]
+        if broken or ctr.returncode != 0 or buildah.wait() != 0:
+            complaints.seek(0)
+            shown = (complaints.read() + words).decode(errors="replace").strip()
+            raise ClusterError(f"{image}: not loaded: {shown or broken}")
+    return written
 
 
 def _load_archive(node: Containerd, archive: Path) -> str:
