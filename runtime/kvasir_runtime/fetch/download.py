@@ -3,7 +3,8 @@
 import errno
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
@@ -43,16 +44,19 @@ class Part:
     def restart(self) -> None:
         self._digest, self.size = hashlib.sha256(), 0
 
-    def append(self, chunks: Iterable[bytes]) -> Iterator[int]:
-        """Write chunk by chunk, cutting off what lay behind; yields each chunk's length."""
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[bytes], None]]:
+        """A function that appends; what lay behind the beginning is cut off first."""
         with self.path.open("r+b") as file:
             file.truncate(self.size)
             file.seek(self.size)
-            for chunk in chunks:
+
+            def append(chunk: bytes) -> None:
                 file.write(chunk)
                 self._digest.update(chunk)
                 self.size += len(chunk)
-                yield len(chunk)
+
+            yield append
 
 
 @dataclass(frozen=True)
@@ -105,11 +109,13 @@ class Downloader:
         if stream.offset != part.size:
             self.reporter.advance(-part.size)
             part.restart()
-        for count in part.append(stream.chunks):
-            self.reporter.advance(count)
-            if self.stop.is_set():
-                raise Stopped
-            self._check_size(file, part.size)
+        with closing(stream.chunks) as chunks, part.opened() as append:
+            for chunk in chunks:
+                append(chunk)
+                self.reporter.advance(len(chunk))
+                if self.stop.is_set():
+                    raise Stopped
+                self._check_size(file, part.size)
         if file.size is not None and part.size < file.size:
             raise TransientError(f"the connection ended after {part.size} of {file.size} bytes")
 

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
@@ -37,7 +37,7 @@ LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be fetched, where to, and within which bounds."""
+    """What is to be fetched, where to, and within which bounds. Serves one fetch: a failure sets `stop`."""
 
     uri: str
     folder: Path
@@ -98,20 +98,11 @@ def check_listing(files: list[RemoteFile], request: Request) -> None:
 
 
 def _fetch(request: Request, address: Address, before: Complete | None, reporter: Reporter) -> Complete:
-    source = open_source(address, request.access)
-    files = request.retry.call(source.list_files, without_credentials(request.uri))
     is_archive = isinstance(address, HttpAddress) and address.is_archive
-    folder = request.folder / PARTIAL if is_archive else request.folder
-    folder.mkdir(exist_ok=True)
-    check_listing(files, replace(request, folder=folder))
-    sizes = [file.size for file in files]
-    reporter.start(len(files), None if None in sizes else sum(size or 0 for size in sizes))
-    remove_stale(request.folder, before, [] if is_archive else [file.name for file in files])
-    local = _download_all(
-        Downloader(source, folder, reporter, request.retry, request.max_size, request.stop), files, request
-    )
+    with closing(open_source(address, request.access)) as source:
+        local = _download(request, source, before, reporter, is_archive=is_archive)
     try:
-        complete = _verified(request, local, is_archive=is_archive, reporter=reporter)
+        complete = _verified(request, local, reporter, is_archive=is_archive)
     except KvasirError:
         shutil.rmtree(request.folder / PARTIAL, ignore_errors=True)  # what is wrong is not to be continued
         raise
@@ -121,7 +112,22 @@ def _fetch(request: Request, address: Address, before: Complete | None, reporter
     return complete
 
 
-def _verified(request: Request, local: list[LocalFile], *, is_archive: bool, reporter: Reporter) -> Complete:
+def _download(
+    request: Request, source: Source, before: Complete | None, reporter: Reporter, *, is_archive: bool
+) -> list[LocalFile]:
+    """List, check, download; an archive is put aside for unpacking."""
+    files = request.retry.call(source.list_files, without_credentials(request.uri))
+    folder = request.folder / PARTIAL if is_archive else request.folder
+    folder.mkdir(exist_ok=True)
+    check_listing(files, replace(request, folder=folder))
+    sizes = [file.size for file in files]
+    reporter.start(len(files), None if None in sizes else sum(size or 0 for size in sizes))
+    remove_stale(request.folder, before, [] if is_archive else [file.name for file in files])
+    downloader = Downloader(source, folder, reporter, request.retry, request.max_size, request.stop)
+    return _download_all(downloader, files, request)
+
+
+def _verified(request: Request, local: list[LocalFile], reporter: Reporter, *, is_archive: bool) -> Complete:
     """Unpack, look into the files, compare the digest."""
     uri = without_credentials(request.uri)
     complete = Complete(uri, tuple(local))

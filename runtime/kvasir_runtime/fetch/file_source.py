@@ -1,6 +1,6 @@
 """A folder of this machine, copied."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
@@ -25,6 +25,9 @@ class FileSource:
     def open(self, file: RemoteFile, offset: int) -> Stream:
         return Stream(offset, _read(self._folder / file.name, offset))
 
+    def close(self) -> None:
+        """Nothing stays open."""
+
     def _describe(self, name: str, sha256: str | None) -> RemoteFile:
         status = (self._folder / name).stat()
         return RemoteFile(name, status.st_size, sha256, str(status.st_mtime_ns))
@@ -34,7 +37,7 @@ class FileSource:
         return names.parse_checksums(listing.read_text("utf-8", "replace")) if listing.is_file() else {}
 
 
-def _read(path: Path, offset: int) -> Iterator[bytes]:
+def _read(path: Path, offset: int) -> Generator[bytes]:
     try:
         with path.open("rb") as file:
             file.seek(offset)

@@ -35,6 +35,9 @@ class HttpSource:
                 raise not_found(f"{without_credentials(self._url(name))} does not exist (404)")
         return [file for file in described if file is not None]
 
+    def close(self) -> None:
+        self._client.close()
+
     def open(self, file: RemoteFile, offset: int) -> Stream:
         url = self._address.url if self._address.is_archive else self._url(file.name)
         return self._client.open(url, file.version, offset)

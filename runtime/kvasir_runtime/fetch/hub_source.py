@@ -4,6 +4,7 @@
 Files kept in large-file storage are verified against the SHA-256 that the hub lists for them.
 """
 
+import httpx2
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -43,10 +44,13 @@ class HubSource:
             raise not_found(f"{where} does not exist, or is private", f"check the name. {ADVICE}") from error
         except HfHubHTTPError as error:
             raise self._failure(error, where) from error
-        except OSError as error:  # no connection
+        except httpx2.TransportError as error:
             raise TransientError(f"{where}: {error}") from error
         files = [(sibling.rfilename, sibling) for sibling in info.siblings or [] if names.is_wanted(sibling.rfilename)]
         return [RemoteFile(name, file.size, file.lfs.sha256 if file.lfs else None, info.sha) for name, file in files]
+
+    def close(self) -> None:
+        self._client.close()
 
     def open(self, file: RemoteFile, offset: int) -> Stream:
         url = hf_hub_url(self._address.repository, file.name, revision=file.version, endpoint=self._endpoint)

@@ -5,7 +5,7 @@ never mixed. The ETag itself is no checksum: it is an MD5 only for unencrypted, 
 is the length, `SHA256SUMS` where the prefix holds one, and the header of safetensors files.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -61,7 +61,10 @@ class S3Source:
     def open(self, file: RemoteFile, offset: int) -> Stream:
         return Stream(offset, self._ranges(file, offset))
 
-    def _ranges(self, file: RemoteFile, offset: int) -> Iterator[bytes]:
+    def close(self) -> None:
+        """The store's connections end with it."""
+
+    def _ranges(self, file: RemoteFile, offset: int) -> Generator[bytes]:
         assert file.size is not None
         while offset < file.size:
             chunk = self._range(file, offset, min(offset + RANGE, file.size))
@@ -93,7 +96,8 @@ class S3Source:
     def _failure(self, error: Exception, what: str) -> Exception:
         """Refusals and missing buckets are final, all else may pass."""
         text = " ".join(str(error).split())[:300]
-        if isinstance(error, PermissionDeniedError | UnauthenticatedError) or "InvalidAccessKeyId" in text:
+        refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
+        if refused or "403 Forbidden" in text or "401 Unauthorized" in text:  # listing gives a GenericError
             return forbidden(
                 f"{what} refuses access: {text}",
                 "put AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of a user who may list and read the bucket into the "

@@ -1,13 +1,13 @@
 """What every source can do: say which files there are, and stream one from any byte on."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
 
 CHUNK = 1 << 20
-"""Bytes read from a connection and written to disk at a time."""
+"""Bytes read from a disk at a time."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Stream:
     """The bytes of a file from `offset` on; the source may have begun earlier than asked."""
 
     offset: int
-    chunks: Iterator[bytes]
+    chunks: Generator[bytes]
 
 
 class Source(Protocol):
@@ -40,6 +40,10 @@ class Source(Protocol):
 
     def open(self, file: RemoteFile, offset: int) -> Stream:
         """Begin to read. Raises KvasirError, or TransientError when another attempt may succeed."""
+        ...
+
+    def close(self) -> None:
+        """End connections; nothing is read afterwards."""
         ...
 
 
