@@ -71,7 +71,7 @@ class ModelShape:
 
     @property
     def linear_outputs(self) -> int:
-        """Output features of all projections of all layers: each has a scale when weights are quantized."""
+        """Output features of all projections of all layers: each has a scale and a sum when weights are quantized."""
         attention = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.hidden_size
         return self.num_layers * (attention + self.num_experts * (2 * self.intermediate_size + self.hidden_size))
 
@@ -135,7 +135,7 @@ def weight_bytes(
     projections = shape.linear_parameters + heads * shape.embedding_parameters
     scales = 0
     if quantization == "int8":
-        scales, size_of_projection = 4 * (shape.linear_outputs + heads * shape.vocab_size), 1
+        scales, size_of_projection = 8 * (shape.linear_outputs + heads * shape.vocab_size), 1
     else:
         size_of_projection = size
     norms = 4 * shape.hidden_size * (2 * shape.num_layers + 1)

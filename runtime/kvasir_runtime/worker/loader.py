@@ -25,6 +25,7 @@ from kvasir_runtime.models.config import DecoderConfig, HFConfig, eos_token_ids
 from kvasir_runtime.models.decoder import DecoderModel
 from kvasir_runtime.models.registry import Family, find_family
 from kvasir_runtime.quantization.base import LinearMethod
+from kvasir_runtime.quantization.int8 import Int8Method
 from kvasir_runtime.quantization.onednn import OneDnnMethod
 from kvasir_runtime.quantization.plain import PlainMethod
 from kvasir_runtime.sampling_params import SamplingParams
@@ -144,7 +145,7 @@ def _refuse_unsupported(config: EngineConfig, hf: HFConfig) -> None:
     choices: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
         ("device", config.device, ("auto", "cpu")),
         ("tensor_parallel_size", config.tensor_parallel_size, (1,)),
-        ("quantization", config.quantization, ("auto", "none")),
+        ("quantization", config.quantization, ("auto", "none", "int8")),
     )
     for name, value, supported in choices:
         if value not in supported:
@@ -183,6 +184,15 @@ def _load_model(
 
 def choose_method(resolved: Resolved) -> LinearMethod:
     """The weight format's kernel for this device."""
+    if resolved.quantization == "int8":
+        library = load_library()
+        if library is None:
+            raise KvasirError(
+                Cause.INVALID_ARGUMENTS,
+                "quantization int8 needs the CPU kernels, which are not compiled here",
+                "install g++, or run python -m kvasir_runtime.kernels.cpu.build where there is one",
+            )
+        return Int8Method(library)
     if resolved.dtype == "bfloat16" and OneDnnMethod.available():
         return OneDnnMethod()
     return PlainMethod()

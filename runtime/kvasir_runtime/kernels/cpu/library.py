@@ -22,6 +22,8 @@ _SIGNATURES: Final[dict[str, list[Any]]] = {
     "kvasir_write_kv": [c_int, *[_POINTER] * 8, *[_SIZE] * 9, c_int],
     "kvasir_rms_norm": [c_int, *[_POINTER] * 4, _SIZE, _SIZE, c_float, c_int],
     "kvasir_silu_and_mul": [c_int, *[_POINTER] * 2, _SIZE, _SIZE, c_int],
+    "kvasir_pack_int8": [c_int, *[_POINTER] * 4, _SIZE, _SIZE, c_int],
+    "kvasir_linear_int8": [c_int, *[_POINTER] * 6, *[_SIZE] * 3, c_int],
 }
 
 Kernel = Callable[..., None]
@@ -40,6 +42,10 @@ class Library:
         self.write_kv: Kernel = library.kvasir_write_kv
         self.rms_norm: Kernel = library.kvasir_rms_norm
         self.silu_and_mul: Kernel = library.kvasir_silu_and_mul
+        self.pack_int8: Kernel = library.kvasir_pack_int8
+        self.linear_int8: Kernel = library.kvasir_linear_int8
+        library.kvasir_int8_bytes.argtypes, library.kvasir_int8_bytes.restype = [_SIZE, _SIZE], _SIZE
+        self.int8_bytes: Callable[[int, int], int] = library.kvasir_int8_bytes
         self.max_group: int = library.kvasir_max_group()
 
 
