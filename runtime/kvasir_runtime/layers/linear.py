@@ -19,10 +19,26 @@ class LoadContext:
     dtype: torch.dtype
     method: LinearMethod
     ops: Ops = field(default_factory=TorchOps)
+    taken: list[int] = field(default_factory=list)
+    """Bytes of each weight that was loaded."""
 
     def load(self, name: str, *shape: int) -> Tensor:
         """A tensor in the engine's dtype, in memory of its own."""
-        return self.checkpoint.tensor(name, shape).to(self.dtype, copy=True)
+        tensor = self.checkpoint.tensor(name, shape).to(self.dtype, copy=True)
+        self.taken.append(tensor.nbytes)
+        return tensor
+
+    def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
+        """A weight in the form of this device and quantization."""
+        packed = self.method.pack(weight_OI, bias_O)
+        self.taken.append(packed.nbytes)
+        return packed
+
+    def pack_again(self, weight_OI: Tensor) -> PackedLinear:
+        """As `pack`, for a weight that is in use elsewhere as it is."""
+        packed = self.method.pack(weight_OI, None)
+        self.taken.append(packed.nbytes if self.method.copies else 0)
+        return packed
 
     def linear(
         self, names: Sequence[str], in_features: int, out_features: Sequence[int], *, bias: bool
@@ -32,7 +48,7 @@ class LoadContext:
         pairs = list(zip(names, out_features, strict=True))
         weights = [tensor(f"{name}.weight", (size, in_features)).to(self.dtype) for name, size in pairs]
         biases = [tensor(f"{name}.bias", (size,)) for name, size in pairs] if bias else []
-        return self.method.pack(
+        return self.pack(
             torch.cat(weights),  # copies, even a single one: the file stays mapped no longer than loading takes
             torch.cat(biases).to(self.dtype) if biases else None,
         )

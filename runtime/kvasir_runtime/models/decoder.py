@@ -69,9 +69,10 @@ class DecoderModel:
         self.norm = load_norm(config, load, "model.norm")
         if config.tie_embeddings:
             load.checkpoint.ignore("lm_head.weight")
-            self.head = load.method.pack(self.embedding_VD, None)
+            self.head = load.pack_again(self.embedding_VD)
         else:
             self.head = load.linear(["lm_head"], hidden, [vocab], bias=False)
+        self.nbytes = sum(load.taken)
 
     def __call__(self, input_ids_T: Tensor, kv_cache: list[Tensor], step: AttentionMetadata) -> Tensor:
         """Hidden states before the output projection: `[T, D]`. Writes the step's keys and values to `kv_cache`."""

@@ -18,9 +18,13 @@ class PackedLinear(Protocol):
 
 
 class LinearMethod(Protocol):
-    """A weight format. `name` is what `quantization` in the settings says."""
+    """A weight format.
+
+    `name` is what `quantization` in the settings says; `copies` tells whether a packed weight is memory of its own.
+    """
 
     name: str
+    copies: bool
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
         """Take over a weight, which is the result's to keep; a packed form does not refer to it any more."""

@@ -58,6 +58,7 @@ class Int8Method:
     """For float32 and bfloat16 checkpoints, quantized as they are loaded."""
 
     name = "int8"
+    copies = True
 
     def __init__(self, library: Library) -> None:
         self._library = library

@@ -27,6 +27,7 @@ class OneDnnMethod:
     """No quantization, but packed."""
 
     name = "none"
+    copies = True
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> OneDnnLinear:
         return OneDnnLinear(weight_OI, bias_O)

@@ -18,6 +18,7 @@ class PlainMethod:
     """No quantization, no packing."""
 
     name = "none"
+    copies = False
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PlainLinear:
         return PlainLinear(weight_OI, bias_O)
