@@ -60,6 +60,7 @@ def configure(level: str, style: str) -> None:
     handler = _CurrentStderr()
     handler.setFormatter(PrettyFormatter(coloured=coloured) if pretty else JsonFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    logging.captureWarnings(capture=True)
     for chatty in ("uvicorn.error", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -29,13 +29,7 @@ from kvasir_runtime.engine.messages import (
     StartupProgress,
     StepOutputs,
 )
-from kvasir_runtime.engine.transport import (
-    decode,
-    encode,
-    outputs_address,
-    remove_socket_folder,
-    requests_address,
-)
+from kvasir_runtime.engine.transport import decode
 
 LAST_WORDS_S: Final = 0.5
 """How long after an engine's end its last message may still be on its way."""
@@ -113,16 +107,11 @@ class AsyncEngine:
     """Talks to one engine process. `run` must be running for anything to arrive."""
 
     def __init__(self, process: EngineProcess, observer: Observer | None = None) -> None:
-        """Bind both pipes. The engine may have connected already: ZeroMQ tries again until they are there."""
+        """Take over a started engine within a running event loop."""
         self._process = process
+        self._link = process.link
         self._observer = observer
-        self._context = zmq.asyncio.Context(io_threads=1)
-        self._requests = zmq.Context(self._context).socket(zmq.PUSH)
-        self._requests.set(zmq.SNDHWM, 0)
-        self._requests.bind(requests_address(process.socket_folder))
-        self._outputs = self._context.socket(zmq.PULL)
-        self._outputs.set(zmq.RCVHWM, 0)
-        self._outputs.bind(outputs_address(process.socket_folder))
+        self._outputs = zmq.asyncio.Socket.from_socket(process.link.outputs)
         self._streams: dict[str, OutputStream] = {}
         self._unfinished: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
@@ -208,16 +197,15 @@ class AsyncEngine:
     def close(self) -> None:
         """Stop the engine's process and free the pipes."""
         self._process.stop()
-        self._requests.close(linger=0)
-        self._outputs.close(linger=0)
-        self._context.term()
+        self._outputs.close()
+        self._link.close()
 
     def kill(self) -> None:
         """End the engine's process at once, also when it is stopped."""
         self._process.kill()
 
     def _send(self, message: EngineRequest | AbortRequests) -> None:
-        self._requests.send(encode(message))
+        self._link.send(message)
 
     async def _receive(self) -> FailureReport:
         while True:
@@ -244,7 +232,7 @@ class AsyncEngine:
         # Once the engine is ready and its heart beats, every pipe is connected and needs its name no more: a front end
         # that is killed from here on leaves nothing behind.
         if self.ready.done() and not self._addresses_forgotten:
-            remove_socket_folder(self._process.socket_folder)
+            self._link.forget_addresses()
             self._addresses_forgotten = True
 
     def _take_step(self, step: StepOutputs, now: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Final
 from kvasir_runtime.contract.failures import Cause, FailureReport
 from kvasir_runtime.contract.quantities import format_bytes
 from kvasir_runtime.engine.engine_process import EngineSpec
-from kvasir_runtime.engine.transport import remove_socket_folder
+from kvasir_runtime.engine.transport import FrontEndLink
 from kvasir_runtime.worker.host import memory_limit
 
 STOP_GRACE_S: Final = 2.0
@@ -22,7 +22,7 @@ class EngineProcess:
     """A started engine. `oom_kills` is what the cgroup had counted before it started; None where it does not say."""
 
     process: subprocess.Popen[bytes]
-    socket_folder: Path
+    link: FrontEndLink
     oom_kills: int | None
 
     @property
@@ -30,7 +30,7 @@ class EngineProcess:
         return self.process.pid
 
     def stop(self) -> None:
-        """End it, also when it is stopped or stuck, and clean up. Harmless when it has ended."""
+        """End it, also when it is stopped or stuck. Harmless when it has ended."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -40,7 +40,6 @@ class EngineProcess:
                 self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
-        remove_socket_folder(self.socket_folder)
 
     def kill(self) -> None:
         """End it at once."""
@@ -54,12 +53,13 @@ class EngineProcess:
 
 def launch_engine(spec: EngineSpec) -> EngineProcess:
     """Start the engine's process; returns at once, the model loads in the background."""
+    link = FrontEndLink(spec.socket_folder)
     oom_kills = count_oom_kills()
     process = subprocess.Popen([sys.executable, "-m", "kvasir_runtime.engine.engine_process"], stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(spec.to_bytes() + b"\n")
     process.stdin.flush()
-    return EngineProcess(process, spec.socket_folder, oom_kills)
+    return EngineProcess(process, link, oom_kills)
 
 
 def explain_exit(status: int, *, loading: bool, killed_for_memory: bool) -> FailureReport:

@@ -78,6 +78,38 @@ def outputs_address(folder: Path) -> str:
     return f"ipc://{folder}/outputs"
 
 
+class FrontEndLink:
+    """The front end's end: both pipes, bound before the engine starts, so that not even its first words are lost."""
+
+    def __init__(self, folder: Path) -> None:
+        self._context = zmq.Context(io_threads=1)
+        self.folder = folder
+        self.requests = self._context.socket(zmq.PUSH)
+        self.requests.set(zmq.SNDHWM, 0)
+        self.requests.bind(requests_address(folder))
+        self.outputs = self._context.socket(zmq.PULL)
+        self.outputs.set(zmq.RCVHWM, 0)
+        self.outputs.bind(outputs_address(folder))
+
+    def send(self, message: FromFrontEnd) -> None:
+        """Hand a message over; never blocks."""
+        self.requests.send(encode(message))
+
+    def forget_addresses(self) -> None:
+        """Remove the pipes' names from the file system; those who are connected stay so. Harmless again."""
+        for name in ("requests", "outputs"):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.folder.exists():
+            self.folder.rmdir()
+
+    def close(self) -> None:
+        """Drop what was not delivered and free everything."""
+        self.requests.close(linger=0)
+        self.outputs.close(linger=0)
+        self._context.term()
+        self.forget_addresses()
+
+
 class EngineLink:
     """The engine's end. One thread's alone: every thread that sends makes its own `Sender`."""
 
@@ -126,11 +158,3 @@ class Sender:
 
     def close(self) -> None:
         self._socket.close(linger=LAST_WORDS_MS)
-
-
-def remove_socket_folder(folder: Path) -> None:
-    """Remove the sockets and their folder; harmless when they are gone."""
-    for name in ("requests", "outputs"):
-        (folder / name).unlink(missing_ok=True)
-    if folder.exists():
-        folder.rmdir()

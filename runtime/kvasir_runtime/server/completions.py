@@ -13,6 +13,7 @@ from kvasir_runtime.logs import request_id
 from kvasir_runtime.server.errors import bad_request
 from kvasir_runtime.server.generation import Choice, Delta, Generation, Prompt
 from kvasir_runtime.server.logprobs import completion_logprobs, prompt_logprobs, token_text
+from kvasir_runtime.server.middleware import LOG_FIELDS
 from kvasir_runtime.server.protocol import CompletionRequest, GenerationRequest
 from kvasir_runtime.server.replies import CompletionChoice, CompletionLogprobs, CompletionReply
 from kvasir_runtime.server.sampling import context_length_exceeded, refuse_unsupported, sampling_params, stop_strings
@@ -50,6 +51,7 @@ async def answer(generation: Generation, request: Request, whole: Any, events: A
     def close() -> None:
         watch.stop()
         generation.close()
+        request.scope[LOG_FIELDS] = generation.summary()
 
     try:
         if events is not None:

@@ -160,6 +160,17 @@ class Generation:
                 generated=[(choice.finish_reason or FinishReason.ABORT, len(choice.token_ids)) for choice in group],
             )
 
+    def summary(self) -> dict[str, Any]:
+        """What the log says of it: numbers and reasons, never words."""
+        first = [times.first_token - times.arrived for times in self._stream.times.values() if times.first_token]
+        return {
+            "prompt_tokens": sum(len(prompt.token_ids) for prompt in self.prompts),
+            "cached_tokens": self.cached_tokens,
+            "completion_tokens": sum(len(choice.token_ids) for choice in self.choices),
+            "finish_reason": ",".join(sorted({choice.finish_reason or FinishReason.ABORT for choice in self.choices})),
+            "ttft_ms": round(min(first) * 1000, 1) if first else None,
+        }
+
     def usage(self) -> Usage:
         prompt = sum(len(prompt.token_ids) for prompt in self.prompts)
         completion = sum(len(choice.token_ids) for choice in self.choices)

@@ -22,6 +22,9 @@ MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/version", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
 """What needs no key: nothing of these shows prompts or costs the engine anything."""
 
+LOG_FIELDS: Final = "kvasir.log_fields"
+"""Key of the scope under which an endpoint leaves fields for its line in the log."""
+
 QUIET_PATHS: Final = frozenset({"/health", "/metrics"})
 """Asked every few seconds by machines: logged at debug level only."""
 
@@ -115,6 +118,7 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
     level = logging.DEBUG if scope["path"] in QUIET_PATHS else logging.INFO
     if logger.isEnabledFor(level):
         fields = {"status": status, "duration_ms": round(seconds * 1000, 1), "client": _client(scope)}
+        fields |= scope.get(LOG_FIELDS, {})
         logger.log(level, "%s %s", scope["method"], scope["path"], extra=fields)
 
 

@@ -27,10 +27,10 @@ from kvasir_runtime.engine.messages import StartupProgress
 from kvasir_runtime.model_files import ModelFiles
 from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
-from kvasir_runtime.server.metrics import Metrics
+from kvasir_runtime.server.metrics import Metrics, kv_usage
 from kvasir_runtime.server.operator_app import build_operator_app, liveness, usable_tokens
 from kvasir_runtime.server.process import process_started, raise_open_files_limit
-from kvasir_runtime.server.rates import SAMPLE_INTERVAL_S, Rates
+from kvasir_runtime.server.rates import RATE_WINDOW_S, SAMPLE_INTERVAL_S, Rates
 from kvasir_runtime.server.service import Service
 from kvasir_runtime.server.startup_report import make_report
 from kvasir_runtime.server.user_app import build_user_app
@@ -173,9 +173,28 @@ def _give_up(service: Service, verdict: Verdict) -> None:
 
 
 async def _sample(service: Service) -> None:
+    """Keep the rates, and say every few seconds how it goes while there is work."""
+    said_at, steps = time.monotonic(), 0
     while True:
-        service.rates.sample(service.engine.stats, time.monotonic())
+        now, stats = time.monotonic(), service.engine.stats
+        service.rates.sample(stats, now)
+        if now - said_at >= RATE_WINDOW_S and stats.steps > steps:
+            logger.info("working", extra=_pace(service, now))
+        if now - said_at >= RATE_WINDOW_S:
+            said_at, steps = now, stats.steps
         await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+
+def _pace(service: Service, now: float) -> dict[str, float]:
+    stats = service.engine.stats
+    return {
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "kv_usage": round(kv_usage(stats), 3),
+        "prefill_per_s": round(service.rates.prefill_per_s(now), 1),
+        "decode_per_s": round(service.rates.decode_per_s(now), 1),
+        "preemptions": stats.preemptions,
+    }
 
 
 async def _end_on_failure(lifecycle: Lifecycle, work: Awaitable[None]) -> None:

@@ -45,6 +45,7 @@ def run(namespace: argparse.Namespace) -> int:
         return serve_forever(args, model, ports, engine)
     finally:
         engine.stop()
+        engine.link.close()
 
 
 def _leave(number: int, frame: object) -> NoReturn:

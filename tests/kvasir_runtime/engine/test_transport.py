@@ -20,7 +20,7 @@ from kvasir_runtime.engine.messages import (
     StepOutputs,
     TokenLogprobs,
 )
-from kvasir_runtime.engine.transport import decode, encode, make_socket_folder, remove_socket_folder
+from kvasir_runtime.engine.transport import EngineLink, FrontEndLink, decode, encode, make_socket_folder
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.worker.host import HostMemory
 
@@ -67,10 +67,35 @@ def test_socket_folder_is_private(tmp_path, monkeypatch):
     folder = make_socket_folder()
     assert folder.parent == tmp_path
     assert folder.stat().st_mode & 0o777 == 0o700
-    (folder / "requests").touch()
-    remove_socket_folder(folder)
-    remove_socket_folder(folder)
+    link = FrontEndLink(folder)
+    assert {file.name for file in folder.iterdir()} == {"requests", "outputs"}
+    link.close()
     assert not list(tmp_path.iterdir())
+
+
+def test_first_words_are_not_lost(tmp_path):
+    """What an engine says before anybody listens is read later, also when the engine has ended meanwhile."""
+    front_end = FrontEndLink(tmp_path)
+    engine = EngineLink(tmp_path)
+    engine.send(EngineFailed("early"))
+    engine.close()
+    assert decode(front_end.outputs.recv()) == EngineFailed("early")
+    front_end.close()
+
+
+def test_pipes_work_without_their_names(tmp_path):
+    """Once connected, both directions go on when the addresses are gone."""
+    front_end = FrontEndLink(tmp_path)
+    engine = EngineLink(tmp_path)
+    front_end.send(AbortRequests(["first"]))
+    assert engine.receive(5.0) == [AbortRequests(["first"])]
+    front_end.forget_addresses()
+    front_end.send(AbortRequests(["second"]))
+    assert engine.receive(5.0) == [AbortRequests(["second"])]
+    engine.send(Heartbeat(0.0, 1.0))
+    assert decode(front_end.outputs.recv()) == Heartbeat(0.0, 1.0)
+    engine.close()
+    front_end.close()
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,10 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def has_ended(pid: int) -> bool:
+    return not is_running(pid)
+
+
 @dataclass
 class Server:
     """One serving process. Ports are its own."""

@@ -1,5 +1,7 @@
 """What clients hear when they ask for what cannot be: OpenAI's error shape, the path, the bound and the value."""
 
+import json
+
 import httpx
 import pytest
 
@@ -130,6 +132,17 @@ def test_request_id_is_honoured(server):
     assert '"request_id": "my-id-1"' in server.log
     bad = httpx.get(f"{server.url}/version", headers={"X-Request-Id": "bad id{}"})
     assert bad.headers["x-request-id"] != "bad id{}"
+
+
+def test_one_line_a_request_in_the_log(server):
+    """The access line has what a person looks for: status, tokens, times."""
+    headers = {"X-Request-Id": "logged-1"}
+    body = {"prompt": [40, 41], "max_tokens": 3, "stream": True}
+    httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
+    [entry] = [json.loads(line) for line in server.log.splitlines() if '"logged-1"' in line]
+    assert (entry["message"], entry["status"], entry["request_id"]) == ("POST /v1/completions", 200, "logged-1")
+    assert (entry["prompt_tokens"], entry["completion_tokens"], entry["finish_reason"]) == (2, 3, "length")
+    assert 0 < entry["ttft_ms"] <= entry["duration_ms"]
 
 
 def test_prompts_are_not_logged(server):
