@@ -95,7 +95,7 @@ class S3Source:
 
     def _failure(self, error: Exception, what: str) -> Exception:
         """Refusals and missing buckets are final, all else may pass."""
-        text = " ".join(str(error).split())[:300]
+        text = " ".join(str(error).partition("Debug source:")[0].split())[:300]
         refused = isinstance(error, PermissionDeniedError | UnauthenticatedError)
         if refused or "403 Forbidden" in text or "401 Unauthorized" in text:  # listing gives a GenericError
             return forbidden(
