@@ -45,31 +45,32 @@ class Api:
         self._http.close()
 
     def get(self, path: str, **query: str) -> Object:
-        return self._json(self._http.get(path, params=query))
+        return self._json(self._send("GET", path, params=query))
 
     def find(self, path: str) -> Object | None:
         """The object, or None when there is none."""
-        response = self._http.get(path)
+        response = self._send("GET", path)
         return None if response.status_code == httpx.codes.NOT_FOUND else self._json(response)
 
     def create(self, path: str, body: Object) -> bool:
         """Creates an object in a collection; False when one of that name exists already."""
-        response = self._http.post(path, json=body)
+        response = self._send("POST", path, json=body)
         if response.status_code == httpx.codes.CONFLICT:
             return False
         self._json(response)
         return True
 
     def replace(self, path: str, body: Object) -> Object:
-        return self._json(self._http.put(path, json=body))
+        return self._json(self._send("PUT", path, json=body))
 
     def merge(self, path: str, body: Object) -> Object:
         """A JSON merge patch."""
-        return self._json(self._http.patch(path, content=json.dumps(body), headers={"Content-Type": MERGE_PATCH}))
+        headers = {"Content-Type": MERGE_PATCH}
+        return self._json(self._send("PATCH", path, content=json.dumps(body), headers=headers))
 
     def delete(self, path: str) -> bool:
         """Deletes an object; False when there was none."""
-        response = self._http.delete(path)
+        response = self._send("DELETE", path)
         if response.status_code == httpx.codes.NOT_FOUND:
             return False
         self._json(response)
@@ -78,8 +79,8 @@ class Api:
     def text(self, path: str) -> str | None:
         """The body of a plain endpoint such as /readyz, or None when it does not answer 200."""
         try:
-            response = self._http.get(path)
-        except httpx.TransportError:
+            response = self._send("GET", path)
+        except ClusterError:
             return None
         return response.text if response.status_code == httpx.codes.OK else None
 
@@ -90,6 +91,13 @@ class Api:
             response.raise_for_status()
             for line in response.iter_lines():
                 yield json.loads(line)
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            return self._http.request(method, path, **request)
+        except httpx.TransportError as error:
+            where = self._http.base_url
+            raise ClusterError(f"the API server at {where} does not answer {method} {path}: {error!r}") from error
 
     @staticmethod
     def _json(response: httpx.Response) -> Object:

@@ -39,6 +39,7 @@ def build(cache: Path, progress: Progress) -> None:
         with progress.step(f"install {', '.join(needed)}"):
             packages.install(needed)
     work = cache / "build"
+    processes.end_all(work)  # what a killed build has left running
     work.mkdir(parents=True, exist_ok=True)
     with progress.step(f"fetch Debian's source of Kubernetes {VERSION}"):
         tree = fetch_source(work)
@@ -106,7 +107,6 @@ def compile_servers(tree: Path, log: Path, go_cache: Path, step: Step) -> None:
     command = ["make", "WHAT=" + " ".join(f"cmd/{name}" for name in SERVERS)]
     began = time.monotonic()
     recent: deque[str] = deque(maxlen=20)
-    processes.end_all(tree.parent)  # what a killed build has left running
     environment = dict(os.environ) | build_environment(go_cache) | processes.marks(tree.parent, "build")
     with log.open("w") as file:
         process = subprocess.Popen(

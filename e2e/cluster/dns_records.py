@@ -85,7 +85,7 @@ def _pod(name: str, label: str, kind: str) -> Answer:
 
 def _service(store: Store, domain: str, name: str, rest: list[str], namespace: str, kind: str) -> Answer:
     if not rest:
-        return Answer(exists=any(key[0] == namespace for key in store.services))
+        return Answer(exists=any(key[0] == namespace for key in list(store.services)))
     service = store.services.get((namespace, rest[-1]))
     if service is None:
         return NOTHING
@@ -139,7 +139,7 @@ def _endpoints(endpoints: dict[str, Any] | None) -> Iterator[Endpoint]:
 
 def _reverse(store: Store, domain: str, name: str) -> list[Record]:
     address = ".".join(reversed(name.removesuffix(".in-addr.arpa").split(".")))
-    for (namespace, service), content in store.services.items():
+    for (namespace, service), content in list(store.services.items()):
         base = f"{service}.{namespace}.svc.{domain}"
         if content["spec"].get("clusterIP") == address:
             return [Record(name, "PTR", f"{base}.")]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from e2e.cluster import cgroups, network, packages, processes
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.layout import NODE_FOLDERS, SLOTS, Addresses, Layout
+from e2e.cluster.layout import NODE_FOLDERS, Addresses, Layout
 from e2e.cluster.record import read_record
 
 
@@ -32,6 +32,8 @@ def _network(layout: Layout) -> Iterator[str]:
     record = read_record(layout)
     if record and network.interface_exists(Addresses(record.slot)):
         yield f"interface {Addresses(record.slot).interface}"
+    if network.FORWARDING_BEFORE.exists() and not network.any_cluster():
+        yield f"changed setting {network.FORWARDING}"
     for table, rule in network.machine_rules(layout):
         yield f"iptables rule in {table}: {' '.join(rule[1:])}"
 
@@ -78,7 +80,7 @@ def clean(layout: Layout) -> int:
 
 def _remove_mount_points() -> None:
     """The system folders that were made to be mounted on, where nothing uses them: no other cluster, no content."""
-    if any(network.interface_exists(Addresses(slot)) for slot in range(SLOTS)):
+    if network.any_cluster():
         return
     for name in NODE_FOLDERS:
         with contextlib.suppress(OSError):  # not empty, so it is somebody's, or it is not there

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from e2e.cluster import bootstrap, build, cgroups, images, leftovers, network, node, packages, processes
@@ -13,10 +14,11 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.flags import NodeFacts, Spec, Tools
 from e2e.cluster.layout import Layout
 from e2e.cluster.progress import Progress
-from e2e.cluster.record import Record, read_record, write_record
-from e2e.cluster.versions import binaries_version
+from e2e.cluster.record import Record, read_record, reports, write_record
+from e2e.cluster.versions import KubeVersion, binaries_version
 
-PATIENCE = 30.0  # seconds
+PATIENCE = 30.0  # seconds for a cluster that is up to answer
+START_TIMEOUT = 120.0  # seconds for the API server to become ready
 
 
 @contextmanager
@@ -48,10 +50,9 @@ def up(layout: Layout, binaries: Path | None, progress: Progress) -> None:
             return
         version = binaries_version(folder)
         if leftovers.leftovers(layout):
-            with progress.step("clean what an earlier cluster left"):
+            with progress.step(_cleaning(record, folder)):
                 leftovers.clean(layout)
-        spec = Spec(layout, network.free_slot(), version, folder, tools, node_facts(layout))
-        _make(spec, progress)
+        _make(layout, Programs(version, folder, tools), progress)
         progress.say(f"up after {progress.elapsed}: export KUBECONFIG={layout.kubeconfig}")
 
 
@@ -112,16 +113,25 @@ def file_system(folder: Path) -> str:
     return kind
 
 
-def _make(spec: Spec, progress: Progress) -> None:
-    layout = spec.layout
-    record = Record(spec.addresses.slot, str(spec.version), str(spec.binaries))
+def _cleaning(record: Record | None, binaries: Path) -> str:
+    if record and record.complete and record.binaries != str(binaries):
+        return f"take down Kubernetes {record.version}, which ran from {record.binaries}"
+    return "clean what an earlier cluster left"
+
+
+@dataclass(frozen=True)
+class Programs:
+    """What is to be run."""
+
+    version: KubeVersion
+    binaries: Path
+    tools: Tools
+
+
+def _make(layout: Layout, programs: Programs, progress: Progress) -> None:
     try:
-        with progress.step("write certificates and configuration"):
-            write_record(layout, record)
-            node.write_files(spec)
-            plan = node.write_plan(spec)
-        with progress.step(f"start Kubernetes {spec.version}"):
-            node.start(spec, plan)
+        spec = _start(layout, programs, progress)
+        with progress.step(f"wait for Kubernetes {spec.version}"):
             _wait_for_control_plane(spec)
         with progress.step("wait for the node"):
             _wait_until_usable(spec)
@@ -129,15 +139,41 @@ def _make(spec: Spec, progress: Progress) -> None:
         raise ClusterError(f"{error}\n{failing_logs(layout)}") from error
     shutil.copyfile(layout.config / "admin.kubeconfig", layout.kubeconfig)
     layout.kubeconfig.chmod(0o600)
-    write_record(layout, Record(**{**record.__dict__, "complete": True}))
+    write_record(layout, _record(spec, complete=True))
+
+
+def _start(layout: Layout, programs: Programs, progress: Progress) -> Spec:
+    with progress.step("write certificates and configuration, start the node"), network.choosing():
+        addresses, facts = network.free_slot(), node_facts(layout)
+        spec = Spec(layout, addresses, programs.version, programs.binaries, programs.tools, facts)
+        write_record(layout, _record(spec, complete=False))
+        node.write_files(spec)
+        node.start(spec, node.write_plan(spec))
+    return spec
+
+
+def _record(spec: Spec, *, complete: bool) -> Record:
+    return Record(spec.addresses.slot, str(spec.version), str(spec.binaries), complete)
 
 
 def _wait_for_control_plane(spec: Spec) -> None:
     with ThreadPoolExecutor(1) as background, _admin(spec) as api:
         pause = background.submit(_load_pause, spec)
-        bootstrap.wait_for_api(api)
+        wait_until("the API server", lambda: api.text("/readyz") == "ok" or _refuse_dying(spec.layout), START_TIMEOUT)
         bootstrap.apply_bootstrap(api, spec)
         pause.result()
+
+
+def _refuse_dying(layout: Layout) -> bool:
+    """False as long as there is hope.
+
+    Raises:
+        ClusterError: a component has ended three times already: waiting longer is in vain.
+    """
+    dying = [f"{name} (status {state.last_status})" for name, state in reports(layout).items() if state.ends >= 3]
+    if dying:
+        raise ClusterError(f"does not stay up: {', '.join(dying)}")
+    return False
 
 
 def _load_pause(spec: Spec) -> None:

@@ -5,8 +5,11 @@ machine there are: one veth interface with routes to pods and Services, three ip
 cluster, and forwarding switched on (restored when the last cluster goes).
 """
 
+import fcntl
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from e2e.cluster import shell
@@ -14,6 +17,7 @@ from e2e.cluster.errors import ClusterError, UsageError
 from e2e.cluster.layout import SLOTS, Addresses, Layout
 
 FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+FORWARDING_BEFORE = Path("/run/kvasir-cluster.ip_forward")  # the machine's own setting, while clusters need another
 BRIDGE_FILTER = Path("/proc/sys/net/bridge")
 NODE_INTERFACE = "eth0"
 
@@ -38,8 +42,21 @@ def machine_routes(listing: str) -> list[str]:
     return [route["dst"] for route in json.loads(listing) if re.match(r"\d", route["dst"])]
 
 
+def any_cluster() -> bool:
+    """Whether any cluster is connected to this machine."""
+    return any(interface_exists(Addresses(slot)) for slot in range(SLOTS))
+
+
 def interface_exists(addresses: Addresses) -> bool:
     return Path("/sys/class/net", addresses.interface).exists()
+
+
+@contextmanager
+def choosing() -> Iterator[None]:
+    """Held from the choice of a slot until its interface exists: two clusters that start at once choose in turn."""
+    with Path("/run/kvasir-cluster.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def connect(addresses: Addresses, layout: Layout, init: int) -> None:
@@ -64,7 +81,7 @@ def connect(addresses: Addresses, layout: Layout, init: int) -> None:
     shell.run([*inside, "--mount", "sysctl", "-q", "-w", *settings])
     for rule in _rules(addresses, layout):
         shell.run(["iptables", "-w", "10", *rule])
-    _switch_forwarding_on(layout)
+    _switch_forwarding_on()
 
 
 def _rules(addresses: Addresses, layout: Layout) -> list[list[str]]:
@@ -82,14 +99,10 @@ def rule_comment(layout: Layout) -> str:
     return f"kvasir-cluster/{layout.name}"
 
 
-def _forwarding_record(layout: Layout) -> Path:
-    return layout.cache / "ip_forward.before"
-
-
-def _switch_forwarding_on(layout: Layout) -> None:
+def _switch_forwarding_on() -> None:
     before = FORWARDING.read_text().strip()
     if before == "0":
-        _forwarding_record(layout).write_text(before)
+        FORWARDING_BEFORE.write_text(before)
         FORWARDING.write_text("1")
 
 
@@ -99,10 +112,9 @@ def disconnect(layout: Layout, addresses: Addresses | None) -> None:
         shell.run(["ip", "link", "delete", addresses.interface])
     for table, rule in machine_rules(layout):
         shell.run(["iptables", "-w", "10", "-t", table, *rule])
-    record = _forwarding_record(layout)
-    if record.exists() and not any(interface_exists(Addresses(slot)) for slot in range(SLOTS)):
-        FORWARDING.write_text(record.read_text())
-        record.unlink()
+    if FORWARDING_BEFORE.exists() and not any_cluster():
+        FORWARDING.write_text(FORWARDING_BEFORE.read_text())
+        FORWARDING_BEFORE.unlink()
 
 
 def machine_rules(layout: Layout) -> list[tuple[str, list[str]]]:

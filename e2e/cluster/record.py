@@ -24,6 +24,24 @@ def write_record(layout: Layout, record: Record) -> None:
     draft.replace(layout.record)
 
 
+@dataclass(frozen=True)
+class Report:
+    """What the supervisor tells of a component; `ends` is how often it has ended and was started again."""
+
+    running: bool
+    ends: int
+    last_status: int
+
+
+def reports(layout: Layout) -> dict[str, Report]:
+    """The supervisor's last report, by component; empty before the first."""
+    try:
+        content = json.loads((layout.state / "components.json").read_text())
+    except FileNotFoundError:
+        return {}
+    return {name: Report(**report) for name, report in content.items()}
+
+
 def read_record(layout: Layout) -> Record | None:
     """The record, or None when there is no cluster or `up` was cut short before it decided anything."""
     try:

@@ -1,6 +1,5 @@
 """The `status` and `logs` verbs: what runs, since when, how it feels, and what it said."""
 
-import json
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from e2e.cluster import processes
 from e2e.cluster.api import Api, Object
 from e2e.cluster.errors import ClusterError, UsageError
 from e2e.cluster.layout import Layout
-from e2e.cluster.record import read_record
+from e2e.cluster.record import Report, read_record, reports
 
 COMPONENTS = (
     "supervisor",
@@ -28,6 +27,9 @@ COMPONENTS = (
     "dns",
     "heartbeat",
 )
+
+
+UNREPORTED = Report(running=False, ends=0, last_status=0)
 
 
 @dataclass(frozen=True)
@@ -50,24 +52,15 @@ class ComponentState:
 
 def component_states(layout: Layout) -> list[ComponentState]:
     running = processes.components(processes.cluster_processes(layout.state))
-    report = _report(layout.state / "components.json")
+    reported = reports(layout)
     now = processes.uptime()
-    return [_state(name, running.get(name), report.get(name, {}), now) for name in COMPONENTS]
+    return [_state(name, running.get(name), reported.get(name, UNREPORTED), now) for name in COMPONENTS]
 
 
-def _state(name: str, process: processes.Process | None, report: dict[str, int], now: float) -> ComponentState:
-    ends, last = report.get("ends", 0), report.get("last_status", 0)
+def _state(name: str, process: processes.Process | None, report: Report, now: float) -> ComponentState:
     if process is None:
-        return ComponentState(name, None, 0, 0, ends, last)
-    return ComponentState(name, process.pid, now - process.started, process.rss, ends, last)
-
-
-def _report(path: Path) -> dict[str, dict[str, int]]:
-    try:
-        report: dict[str, dict[str, int]] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return {}
-    return report
+        return ComponentState(name, None, 0, 0, report.ends, report.last_status)
+    return ComponentState(name, process.pid, now - process.started, process.rss, report.ends, report.last_status)
 
 
 def show(layout: Layout) -> bool:

@@ -83,6 +83,6 @@ def test_an_archive_that_lacks_a_part_is_refused(lacking: str) -> None:
 
 @pytest.mark.parametrize("length", [0, 600, 5000])
 def test_a_stream_that_breaks_off_is_refused(length: int) -> None:
-    """buildah that dies half-way leaves a cut stream."""
-    with pytest.raises(ClusterError, match="broken|ended early"):
+    """A builder that dies half-way leaves a cut stream."""
+    with pytest.raises(ClusterError, match=r"broken|ended early"):
         thinned(tar(docker_archive(BASE, TOP))[:length])
