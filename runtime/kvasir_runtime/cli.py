@@ -34,6 +34,17 @@ NOT_YET_SUPPORTED: Final[dict[str, object]] = {
 }
 """Settings of the contract that only work with the given value as yet; any other is refused, none ignored."""
 
+_METAVARS: Final = {
+    "model": "DIR",
+    "kv_cache_memory": "BYTES",
+    "kv_offload_host": "BYTES",
+    "kv_offload_disk": "DIR:SIZE",
+    "gpu_memory_utilization": "SHARE",
+    "drain_timeout": "DURATION",
+    "api_key": "KEYS",
+    "chat_template": "FILE",
+    "block_size": "{8,16,32,64,128}",
+}
 _SERVICE_LINK: Final = re.compile(r"(tcp|udp|sctp)://")
 
 
@@ -161,6 +172,8 @@ def _show_default(value: object) -> str:
 def _metavar(name: str, field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "{" + ",".join(map(str, get_args(field.annotation))) + "}"
-    return {"model": "DIR", "kv_cache_memory": "BYTES", "kv_offload_host": "BYTES", "drain_timeout": "DURATION"}.get(
-        name, "NAMES" if field.annotation == list[str] else name.rsplit("_", 1)[-1].upper()
-    )
+    if name in _METAVARS:
+        return _METAVARS[name]
+    if field.annotation == list[str]:
+        return "NAMES"
+    return "N" if field.annotation in (int, int | None) else name.rsplit("_", 1)[-1].upper()

@@ -33,8 +33,7 @@ def describe_holder(port: int) -> str | None:
     inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
     for folder in Path("/proc").glob("[0-9]*"):
         if inodes & _open_files(folder / "fd"):
-            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            return f"process {folder.name} ({command[:80]})"
+            return f"process {folder.name} ({_command(folder)})"
     return None
 
 
@@ -48,6 +47,13 @@ def _listening_inodes(port: int) -> list[str]:
             if columns[3] == _LISTENING and int(columns[1].rpartition(":")[2], 16) == port
         ]
     return inodes
+
+
+def _command(folder: Path) -> str:
+    try:
+        return (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()[:80]
+    except OSError:
+        return "ended meanwhile"
 
 
 def _open_files(folder: Path) -> set[str]:

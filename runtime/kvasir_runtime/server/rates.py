@@ -9,6 +9,8 @@ from kvasir_runtime.engine.messages import EngineStats
 RATE_WINDOW_S: Final = 10.0
 LATENCY_WINDOW_S: Final = 60.0
 SAMPLE_INTERVAL_S: Final = 0.5
+MAX_SAMPLES: Final = 4096
+"""Latencies remembered at most: at 500 requests a second those of the last 8 s."""
 
 
 @dataclass
@@ -16,7 +18,7 @@ class Rates:
     """Samples of the engine's counters, and times to first token."""
 
     _counts: deque[tuple[float, int, int]] = field(default_factory=deque)
-    _first_tokens: deque[tuple[float, float]] = field(default_factory=deque)
+    _first_tokens: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
 
     def sample(self, stats: EngineStats, now: float) -> None:
         """Remember the counters; call it every `SAMPLE_INTERVAL_S`."""
