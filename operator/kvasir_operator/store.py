@@ -48,10 +48,23 @@ class Store:
         newest = version_of(known) if known is not None else self._deleted.get(uid, -1)
         if key is None or version_of(manifest) <= newest:
             return None
+        for namesake in self._namesakes(key, kind, manifest):
+            if version_of(namesake) > version_of(manifest):
+                return None
+            self.remove(kind, namesake["metadata"]["uid"])
         self._deleted.pop(uid, None)
         self._objects[kind][uid] = _trim(kind, manifest)
         self._by_service[key][kind].add(uid)
         return key
+
+    def _namesakes(self, key: ServiceKey, kind: Kind, manifest: Manifest) -> list[Manifest]:
+        """Other objects of that name: of two, the older one has gone, since there can be only one."""
+        name, uid = manifest["metadata"]["name"], manifest["metadata"]["uid"]
+        return [
+            each
+            for each in self.of_service(key, kind)
+            if each["metadata"]["name"] == name and each["metadata"]["uid"] != uid
+        ]
 
     def remove(self, kind: Kind, uid: str, version: int = _NEVER_AGAIN) -> ServiceKey | None:
         """Forget an object that is gone as of `version`; returns its service if it was known."""
@@ -79,8 +92,8 @@ class Store:
         return {key for uid in ghosts if (key := self.remove(kind, uid, limit)) is not None}
 
     def service(self, key: ServiceKey) -> Manifest | None:
-        """The InferenceService of that name; the youngest, should a deleted one not have gone yet."""
-        return max(self.of_service(key, SERVICES_OF_OURS), key=version_of, default=None)
+        """The InferenceService of that name."""
+        return next(iter(self.of_service(key, SERVICES_OF_OURS)), None)
 
     def of_service(self, key: ServiceKey, kind: Kind) -> list[Manifest]:
         """The objects that bear the service's label, in no order; whoever owns them."""

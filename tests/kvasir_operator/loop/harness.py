@@ -47,6 +47,7 @@ class Loop:
         """Start an operator; the one before, if any, is forgotten with all it knew."""
         cluster, scraper = cast("Cluster", self.cluster), cast("Scraper", self.scraper)
         self.store = Store()
+        self.repeated = []
         tokens = Tokens(cluster, self.clock)
         self.observer = Observer(self.store, tokens, scraper, cluster, SETTINGS, self.clock)
         self.reconciler = Reconciler(
