@@ -37,7 +37,7 @@ PAGE_SIZE: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A namespaced kind of object, by the address of its collection."""
+    """A kind of object, by the address of its collection."""
 
     api_version: str
     plural: str
@@ -57,6 +57,8 @@ SERVICES: Final = Kind("v1", "services")
 SECRETS: Final = Kind("v1", "secrets")
 EVENTS: Final = Kind("v1", "events")
 LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
+WEBHOOK_CONFIGURATIONS: Final = Kind("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations")
+"""Of the whole cluster: its namespace is empty."""
 
 
 class Cluster:
@@ -99,6 +101,10 @@ class Cluster:
         self, kind: Kind, namespace: str, name: str, body: Manifest, content_type: str, subresource: str | None = None
     ) -> Manifest:
         return await self._write("PATCH", kind, kind.path(namespace, name, subresource), body, None, content_type)
+
+    async def replace(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
+        """Write the whole object in place of the version that it names; a conflict if there is a newer one."""
+        return await self._write("PUT", kind, kind.path(namespace, body["metadata"]["name"]), body)
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Manifest:
         """Delete exactly that object: another one of the same name is a conflict."""

@@ -23,6 +23,10 @@ API_SECONDS: Final = Histogram(
 )
 SCRAPES: Final = Counter("kvasir_operator_scrapes", "Readings of pods' /admin/state, by result.", ["result"])
 EVENTS: Final = Counter("kvasir_operator_events", "Kubernetes Events, by what became of them.", ["result"])
+ADMISSIONS: Final = Counter("kvasir_operator_admissions", "Reviews that the webhook answered, by result.", ["result"])
+WEBHOOK_CERTIFICATE_EXPIRY: Final = Gauge(
+    "kvasir_operator_webhook_certificate_expiry_timestamp_seconds", "When the webhook's certificate ends."
+)
 SERVICES: Final = Gauge("kvasir_operator_services", "InferenceServices that are looked after.")
 PODS: Final = Gauge("kvasir_operator_pods", "Pods of all services, by stage.", ["stage"])
 WAITING: Final = Gauge("kvasir_operator_waiting_reconciles", "Services that are due and wait for their turn.")
@@ -32,6 +36,7 @@ BUILD: Final = Info("kvasir_operator_build", "Version of the operator.")
 
 __all__ = [
     "ACTIONS",
+    "ADMISSIONS",
     "API_REQUESTS",
     "API_SECONDS",
     "BUILD",
@@ -46,4 +51,5 @@ __all__ = [
     "SERVICES",
     "SYNCED",
     "WAITING",
+    "WEBHOOK_CERTIFICATE_EXPIRY",
 ]

@@ -14,7 +14,7 @@ from typing import Final
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 
-from kvasir_operator import health, sync
+from kvasir_operator import health, sync, webhooks
 from kvasir_operator.cluster import Cluster
 from kvasir_operator.connection import default_home, load_configuration
 from kvasir_operator.events import EventRecorder
@@ -59,11 +59,14 @@ async def run(settings: Settings, watch: Watch) -> None:
     leadership = Leadership(settings.lease_renew_deadline_seconds) if settings.leader_election else Unelected()
     async with health.serve(settings, state), beating(state), ApiClient(configuration) as client:
         process = Process(settings, watch, configuration, client, leadership, identity, state, stop)
-        state.ready, state.role = True, "waits for the Lease"
-        if settings.leader_election:
-            await lead(client, settings, identity, leadership, stop, process.act)
-        else:
-            await process.act()
+        # Every replica answers reviews and keeps the certificates, so these writes ask for no leadership.
+        unfenced = Cluster(client, lambda: None, settings.api_timeout_seconds)
+        async with webhooks.serve(settings, unfenced, utc_now):
+            state.ready, state.role = True, "waits for the Lease"
+            if settings.leader_election:
+                await lead(client, settings, identity, leadership, stop, process.act)
+            else:
+                await process.act()
     log.info("stopped")
 
 

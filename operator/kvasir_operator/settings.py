@@ -4,6 +4,7 @@ Every field has its unit in the name or the description, a default, and the reas
 cannot be read is refused at start with the variable, the bound and the value; nothing falls back silently.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, Self
@@ -183,6 +184,14 @@ class Settings(BaseModel):
     # How it is seen
     health_port: int = Field(default=8081, ge=1, le=65535, description="Port of /livez and /readyz.")
     metrics_port: int = Field(default=8080, ge=1, le=65535, description="Port of /metrics.")
+    webhook: bool = Field(
+        default=False,
+        description="Whether InferenceServices are checked before they are stored. Off, since it needs the objects of "
+        "manifests/components/webhook, which turns it on; conditions say the same without it.",
+    )
+    webhook_port: int = Field(
+        default=9443, ge=1, le=65535, description="Port of the admission webhook, where it is on; HTTPS."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged. info is one line a decision."
     )
@@ -225,8 +234,9 @@ def _contradictions(settings: Settings) -> Iterable[str]:
         yield _bound("lease_retry_seconds", "less than", "lease_renew_deadline_seconds", settings)
     if settings.backoff_initial_seconds > settings.backoff_max_seconds:
         yield _bound("backoff_initial_seconds", "at most", "backoff_max_seconds", settings)
-    if settings.health_port == settings.metrics_port:
-        yield _bound("metrics_port", "different from", "health_port", settings)
+    for field, other in itertools.combinations(("health_port", "metrics_port", "webhook_port"), 2):
+        if getattr(settings, field) == getattr(settings, other):
+            yield _bound(other, "different from", field, settings)
     for root in settings.file_source_roots:
         if not root.startswith("/") or ".." in root.split("/"):
             yield f"{env_name('file_source_roots')}: must be absolute paths without '..', got {root!r}"

@@ -23,6 +23,11 @@ RUNTIME: Final = "kvasir-runtime"
 """The runtime in `app.kubernetes.io/name`, and its command."""
 RUNTIME_COMPONENT: Final = "runtime"
 
+# The admission webhook: its Service and its Secret bear the same name
+WEBHOOK: Final = "kvasir-operator-webhook"
+WEBHOOK_CONFIGURATION: Final = "kvasir-operator"
+"""The ValidatingWebhookConfiguration."""
+
 # Readiness gates of a pod, in the order in which they open
 ADAPTERS_GATE: Final = "kvasir.dev/adapters"
 WARM_GATE: Final = "kvasir.dev/warm"
@@ -73,6 +78,11 @@ def service_name(service: str) -> str:
 def service_url(service: str, namespace: str) -> str:
     """Address of the OpenAI API within the cluster, without a path."""
     return f"http://{service_name(service)}.{namespace}.svc:{USER_PORT}"
+
+
+def webhook_host(namespace: str) -> str:
+    """Name under which the API server calls the webhook of an operator in that namespace."""
+    return f"{WEBHOOK}.{namespace}.svc"
 
 
 def admin_secret_name(service: str) -> str:

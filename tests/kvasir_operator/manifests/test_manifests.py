@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from kvasir_operator.api import crd
+from kvasir_operator import webhooks
+from kvasir_operator.api import crd, v1alpha1
 from kvasir_operator.api.v1alpha1 import InferenceService
 from kvasir_operator.api.validation import validate
+from kvasir_operator.resources import names
 from kvasir_operator.resources.sources import check_source
 from kvasir_operator.settings import Settings, unknown_variables
 
@@ -50,6 +52,11 @@ def overlay(request: pytest.FixtureRequest) -> list[Manifest]:
     return rendered(MANIFESTS / "overlays" / request.param)
 
 
+@pytest.fixture(scope="module")
+def production() -> list[Manifest]:
+    return rendered(MANIFESTS / "overlays" / "production")
+
+
 @needs_kubectl
 class TestOverlays:
     def test_settings_are_accepted_by_the_operator(self, overlay: list[Manifest]) -> None:
@@ -60,7 +67,9 @@ class TestOverlays:
             assert not each["apiVersion"].endswith(REMOVED_APIS), each["kind"]
 
     def test_everything_is_in_the_operators_namespace_and_labelled(self, overlay: list[Manifest]) -> None:
-        cluster_wide = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"}
+        cluster_wide = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"} | {
+            "ValidatingWebhookConfiguration"
+        }
         for each in overlay:
             metadata = each["metadata"]
             assert metadata["labels"]["app.kubernetes.io/name"] in {"kvasir", "kvasir-operator"}, metadata["name"]
@@ -69,9 +78,9 @@ class TestOverlays:
 
     def test_the_lease_that_may_be_written_is_the_one_of_the_settings(self, overlay: list[Manifest]) -> None:
         """Kustomize appends its hash to names in rules that are also names of a generated ConfigMap."""
-        [role] = of_kind(overlay, "Role")
-        [names] = [rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule]
-        assert names == [settings_of(overlay).lease_name]
+        [role] = [each for each in of_kind(overlay, "Role") if each["metadata"]["name"] == "kvasir-operator-leader"]
+        [named] = [rule["resourceNames"] for rule in role["rules"] if "resourceNames" in rule]
+        assert named == [settings_of(overlay).lease_name]
 
     def test_the_operator_runs_as_nobody(self, overlay: list[Manifest]) -> None:
         [deployment] = of_kind(overlay, "Deployment")
@@ -90,10 +99,9 @@ class TestOverlays:
         [deployment] = of_kind(overlay, "Deployment")
         [container] = deployment["spec"]["template"]["spec"]["containers"]
         settings = settings_of(overlay)
-        assert {port["name"]: port["containerPort"] for port in container["ports"]} == {
-            "metrics": settings.metrics_port,
-            "health": settings.health_port,
-        }
+        ports = {"metrics": settings.metrics_port, "health": settings.health_port}
+        ports |= {"webhook": settings.webhook_port} if settings.webhook else {}
+        assert {port["name"]: port["containerPort"] for port in container["ports"]} == ports
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert container[probe]["httpGet"]["port"] == "health"
 
@@ -133,6 +141,47 @@ def test_the_component_adds_the_rules_to_the_definition(tmp_path: Path) -> None:
     assert "x-kubernetes-validations" not in yaml.safe_dump(of_kind(plain, "CustomResourceDefinition"))
     text = yaml.safe_dump(of_kind(with_rules, "CustomResourceDefinition"))
     assert text.count("x-kubernetes-validations") == len(crd.render_cel())
+
+
+@needs_kubectl
+class TestWebhook:
+    """What the component says is what the operator does."""
+
+    def test_the_api_server_calls_the_port_that_the_operator_opens(self, production: list[Manifest]) -> None:
+        [configuration] = of_kind(production, "ValidatingWebhookConfiguration")
+        [hook] = configuration["webhooks"]
+        client = hook["clientConfig"]["service"]
+        [service] = [each for each in of_kind(production, "Service") if each["metadata"]["name"] == client["name"]]
+        assert f"{client['name']}.{client['namespace']}.svc" == names.webhook_host("kvasir-system")
+        assert client["path"] == webhooks.PATH
+        assert [port["targetPort"] for port in service["spec"]["ports"]] == ["webhook"]
+        assert settings_of(production).webhook
+
+    def test_it_is_asked_about_specs_of_this_version_alone(self, production: list[Manifest]) -> None:
+        [configuration] = of_kind(production, "ValidatingWebhookConfiguration")
+        [hook] = configuration["webhooks"]
+        [rule] = hook["rules"]
+        assert (rule["apiGroups"], rule["apiVersions"]) == ([v1alpha1.GROUP], [v1alpha1.VERSION])
+        assert (rule["resources"], rule["operations"]) == ([v1alpha1.PLURAL], ["CREATE", "UPDATE"])
+        assert (hook["failurePolicy"], hook["sideEffects"]) == ("Ignore", "None")
+
+    def test_only_its_own_objects_may_be_written(self, production: list[Manifest]) -> None:
+        allowed = {
+            rule["resources"][0]: rule["resourceNames"]
+            for kind in ("Role", "ClusterRole")
+            for role in of_kind(production, kind)
+            if role["metadata"]["name"] == "kvasir-operator-webhook"
+            for rule in role["rules"]
+        }
+        assert allowed == {
+            "secrets": [names.WEBHOOK],
+            "validatingwebhookconfigurations": [names.WEBHOOK_CONFIGURATION],
+        }
+
+    def test_without_the_component_nothing_of_it_is_there(self) -> None:
+        plain = rendered(MANIFESTS / "overlays" / "local")
+        assert of_kind(plain, "ValidatingWebhookConfiguration") == []
+        assert not settings_of(plain).webhook
 
 
 @pytest.mark.parametrize("name", SAMPLES)
