@@ -103,9 +103,9 @@ def replace_reflect2(work: Path, tree: Path) -> None:
 
 
 def compile_servers(tree: Path, log: Path, go_cache: Path, step: Step) -> None:
-    """Runs Kubernetes' own `make`; its output goes to the log, what it is at to the progress."""
+    """Runs Kubernetes' own `make`; its output goes to the log, how far it is to the progress."""
     command = ["make", "WHAT=" + " ".join(f"cmd/{name}" for name in SERVERS)]
-    began = time.monotonic()
+    began, compiled = time.monotonic(), 0
     recent: deque[str] = deque(maxlen=20)
     environment = dict(os.environ) | build_environment(go_cache) | processes.marks(tree.parent, "build")
     with log.open("w") as file:
@@ -116,14 +116,16 @@ def compile_servers(tree: Path, log: Path, go_cache: Path, step: Step) -> None:
         for line in process.stdout:
             file.write(line)
             recent.append(line.rstrip())
-            step.update(f"{_target(line) or recent[-1][:60]} after {seconds(time.monotonic() - began)}")
+            compiled += is_package(line)
+            step.update(f"{compiled} packages compiled after {seconds(time.monotonic() - began)}")
+    step.note = f"{compiled} packages"
     if process.wait() != 0:
         raise ClusterError(f"the build failed (log: {log}):\n" + "\n".join(recent))
 
 
-def _target(line: str) -> str | None:
-    found = re.fullmatch(r"\s+(?:\./)?(?:vendor/)?(\S+)\s*", line)
-    return found[1] if found else None
+def is_package(line: str) -> bool:
+    """Whether a line of the build's output is `go install -v` naming a package that it compiles."""
+    return re.fullmatch(r"[a-z0-9._~-]+(/[\w.~-]+)*\n", line) is not None
 
 
 def build_environment(go_cache: Path) -> dict[str, str]:
@@ -131,7 +133,7 @@ def build_environment(go_cache: Path) -> dict[str, str]:
     return {
         "GO111MODULE": "off",
         "GOCACHE": str(go_cache),
-        "GOFLAGS": "",
+        "GOFLAGS": "-v",  # names each package as it is compiled
         "KUBE_GIT_VERSION": str(VERSION),
         "KUBE_GIT_MAJOR": str(VERSION.major),
         "KUBE_GIT_MINOR": str(VERSION.minor),

@@ -45,6 +45,8 @@ class ComponentState:
 
     @property
     def health(self) -> str:
+        if self.pid is None and not self.ends:
+            return "not started"
         if self.pid is None:
             return f"down (ended {self.ends} times, last status {self.last_status})"
         return "ok" if not self.ends else f"ok (started again {self.ends} times, last status {self.last_status})"
