@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from kvasir_runtime.__main__ import main
 from kvasir_runtime.contract.failures import KvasirError
 from kvasir_runtime.fetch.cli import read_secrets
 from tests.kvasir_runtime.fetch.helpers import model_files
-from tests.kvasir_runtime.fetch.servers import Site, serving
+from tests.kvasir_runtime.fetch.servers import Handler, Site, serving
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,35 @@ def test_a_fetch_never_imports_torch() -> None:
 kvasir_runtime.fetch.http_source; sys.exit('torch' in sys.modules)"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+class Silent(Handler):
+    """Begins to send the weights and falls silent."""
+
+    def send_body(self, path: str, content: bytes) -> None:
+        if not path.endswith(".safetensors"):
+            super().send_body(path, content)
+            return
+        self.wfile.write(content[:1000])
+        self.wfile.flush()
+        self.begun.set()
+        self.over.wait(60)
+
+    begun = threading.Event()
+    over = threading.Event()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_transfer_that_hangs(tmp_path: Path) -> None:
+    """As process 1 of a container it would otherwise be killed only after the grace period."""
+    files = {f"/m/{name}": data for name, data in model_files().items()}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with serving(Site(files), Silent) as server:
+        argv = [sys.executable, "-m", "kvasir_runtime", "fetch", f"{server.url}/m", str(tmp_path / "model")]
+        with subprocess.Popen(argv, env=environment) as process:
+            assert Silent.begun.wait(60)
+            process.terminate()
+            assert process.wait(30) == 128 + signal.SIGTERM
+        Silent.over.set()
+    assert (tmp_path / "model" / "config.json").exists()
+    assert not (tmp_path / "model" / ".complete").exists()
