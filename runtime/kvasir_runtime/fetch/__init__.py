@@ -9,7 +9,7 @@ URI     s3://bucket/prefix             every allowed object below the prefix
         hf://org/name@revision         the revision's files (default: main), from the hub or a mirror of it
         https://host/folder            `SHA256SUMS` names the files where there is one; else config.json,
                                        the weights it or the index names, and the usual tokenizer files
-        https://host/model.tar.gz      an archive (.tar, .tar.gz, .tgz, .zip), unpacked safely
+        https://host/model.tar.gz      an archive (.tar, .tar.gz, .tgz, .tar.bz2, .tar.xz, .zip), unpacked safely
         file:///path                   a folder that is copied; one that is mounted needs no fetching
         pvc://claim/path               is mounted by the operator: fetching it is refused with that advice
 DEST    folder that receives the files; made when missing

@@ -7,7 +7,8 @@ from urllib.parse import unquote, urlsplit
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
 
-ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
+UNREADABLE_SUFFIXES = (".tar.zst", ".7z", ".rar", ".gguf")
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
@@ -81,6 +82,8 @@ def without_credentials(uri: str) -> str:
 def _http(uri: str) -> HttpAddress:
     if not urlsplit(uri).hostname:
         raise _refused(uri, "it names no host", "write https://host/path")
+    if urlsplit(uri).path.endswith(UNREADABLE_SUFFIXES):
+        raise _refused(uri, "that kind of file cannot be read", f"use a folder or {', '.join(ARCHIVE_SUFFIXES)}")
     return HttpAddress(uri.partition("#")[0].rstrip("/"))
 
 

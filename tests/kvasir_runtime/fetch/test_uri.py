@@ -43,6 +43,7 @@ def test_each_scheme_has_its_address(uri: str, address: Address) -> None:
         ("hf://a/b/c", "'a/b/c' is no repository"),
         ("file://models", "not absolute"),
         ("https:///path", "names no host"),
+        ("https://host/model.tar.zst?x", "that kind of file cannot be read"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_the_reason(uri: str, why: str) -> None:
