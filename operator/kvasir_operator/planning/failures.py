@@ -13,6 +13,7 @@ from typing import Final
 from kvasir_operator.api.conditions import ConditionType, Reason
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.planning.state import Container, Pod, PodPhase, Refusal, Termination
+from kvasir_operator.resources.engine import in_words_of_the_spec
 from kvasir_runtime.contract.failures import FailureReport
 
 MESSAGE_LIMIT: Final = 1000
@@ -189,7 +190,8 @@ def _reported(pod: Pod) -> Failure | None:
         if report is not None:
             where = "" if not container.init else f"{container.name}: "
             cause = Reason(report.cause.value)
-            return _failure(pod, cause, where + report.message, remedy=report.remedy, time=end.finished_at)
+            message, remedy = in_words_of_the_spec(report.message), in_words_of_the_spec(report.remedy)
+            return _failure(pod, cause, where + message, remedy=remedy, time=end.finished_at)
     return None
 
 
