@@ -5,11 +5,10 @@ from e2e.support.environment import Environment
 from e2e.support.kubectl import Kubectl
 from e2e.support.waiting import wait_for
 
-KINDS = "crd,clusterroles,clusterrolebindings,validatingwebhookconfigurations,mutatingwebhookconfigurations,namespaces"
 
-
-def ours(kubectl: Kubectl) -> list[str]:
-    return [name for name in kubectl.run("get", KINDS, "-o", "name").split() if "kvasir" in name.partition("/")[2]]
+def installed(kubectl: Kubectl) -> list[str]:
+    """What is there of all that the overlay holds."""
+    return kubectl.run("get", "-k", str(operator.OVERLAY), "--ignore-not-found", "-o", "name").split()
 
 
 def test_uninstalling_leaves_nothing_and_installing_again_works(
@@ -18,10 +17,10 @@ def test_uninstalling_leaves_nothing_and_installing_again_works(
     """`kubectl delete -k` takes everything that `kubectl apply -k` brought, services included."""
     kubectl.apply(services.inference_service("tiny", model_uri))
     services.wait_ready(kubectl, "tiny")
-    assert ours(environment.kubectl) != []
+    assert installed(environment.kubectl) != []
     try:
         operator.uninstall(environment.kubectl)
-        wait_for("cluster-wide objects to go", lambda: not ours(environment.kubectl), timeout=90)
+        wait_for("the overlay's objects to go", lambda: not installed(environment.kubectl), timeout=90)
         wait_for("the service's pods to go", lambda: not kubectl.list("pods"), timeout=60)
     finally:
         operator.install(environment.kubectl)
