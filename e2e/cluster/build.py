@@ -108,7 +108,7 @@ def compile_servers(tree: Path, log: Path, go_cache: Path, step: Step) -> None:
     began, compiled = time.monotonic(), 0
     recent: deque[str] = deque(maxlen=20)
     environment = dict(os.environ) | build_environment(go_cache) | processes.marks(tree.parent, "build")
-    with log.open("w") as file:
+    with log.open("w", buffering=1) as file:
         process = subprocess.Popen(
             command, cwd=tree, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

@@ -42,7 +42,10 @@ class Containerd:
     socket: Path
 
     def command(self, *arguments: str | Path) -> str:
-        return shell.run([self.ctr, "--address", self.socket, "--namespace", "k8s.io", *arguments])
+        return shell.run(self._words(*arguments))
+
+    def _words(self, *arguments: str | Path) -> list[str | Path]:
+        return [self.ctr, "--address", self.socket, "--namespace", "k8s.io", *arguments]
 
     def image_id(self, reference: str) -> str | None:
         """The digest of the image's configuration (what docker calls its id), or None when it is not there."""
@@ -63,17 +66,12 @@ class Containerd:
 
     def import_stream(self) -> "subprocess.Popen[bytes]":
         """An import that reads its archive from its standard input."""
-        command: list[str | Path] = [
-            self.ctr,
-            "--address",
-            self.socket,
-            "--namespace",
-            "k8s.io",
-            "images",
-            "import",
-            "-",
-        ]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            self._words("images", "import", "-"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def full_reference(name: str) -> str:

@@ -10,6 +10,8 @@ from e2e.cluster.errors import ClusterError
 from e2e.cluster.layout import NODE_FOLDERS, Addresses, Layout
 from e2e.cluster.record import read_record
 
+MOUNTS = Path("/proc/self/mountinfo")
+
 
 def leftovers(layout: Layout) -> list[str]:
     """What is left of the cluster, one line each; empty when the machine is as before `up`."""
@@ -39,7 +41,7 @@ def _network(layout: Layout) -> Iterator[str]:
 
 
 def _mounts(layout: Layout) -> Iterator[str]:
-    for target in mounts_below([layout.state, layout.run]):
+    for target in mounts_below([layout.state, layout.run], MOUNTS.read_text()):
         yield f"mount {target}"
 
 
@@ -51,9 +53,9 @@ def _folders(layout: Layout) -> Iterator[str]:
         yield f"file {packages.POLICY}"
 
 
-def mounts_below(folders: list[Path]) -> list[str]:
-    """Mount points of this mount namespace at or below the folders, deepest first."""
-    targets = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+def mounts_below(folders: list[Path], mounts: str) -> list[str]:
+    """Mount points in /proc/self/mountinfo at or below the folders, deepest first."""
+    targets = [line.split()[4] for line in mounts.splitlines()]
     inside = [t for t in targets if any(Path(t) == folder or folder in Path(t).parents for folder in folders)]
     return sorted(inside, key=len, reverse=True)
 
@@ -68,7 +70,7 @@ def clean(layout: Layout) -> int:
     ended = processes.end_all(layout.state)
     network.disconnect(layout, Addresses(record.slot) if record else None)
     cgroups.remove(layout.cgroup)
-    if mounts := mounts_below([layout.state, layout.run]):
+    if mounts := mounts_below([layout.state, layout.run], MOUNTS.read_text()):
         raise ClusterError(f"something is mounted inside the cluster's folders; unmount it first: {', '.join(mounts)}")
     for folder in (layout.run, layout.state):
         if folder.exists():

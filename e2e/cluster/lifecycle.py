@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster import bootstrap, build, cgroups, images, leftovers, network, node, packages, processes
+from e2e.cluster import bootstrap, build, images, leftovers, network, node, packages, processes
 from e2e.cluster.api import Api, wait_until
 from e2e.cluster.errors import ClusterError
-from e2e.cluster.flags import NodeFacts, Spec, Tools
+from e2e.cluster.flags import Spec, Tools
 from e2e.cluster.layout import Layout
+from e2e.cluster.machine import node_facts
 from e2e.cluster.progress import Progress
 from e2e.cluster.record import Record, read_record, reports, write_record
 from e2e.cluster.versions import KubeVersion, binaries_version
@@ -90,29 +91,6 @@ def _node_path(layout: Layout) -> str:
     return f"/api/v1/nodes/{layout.node_name}"
 
 
-def node_facts(layout: Layout) -> NodeFacts:
-    """Asks the machine what it allows."""
-    status = Path("/proc/self/status").read_text()
-    capabilities = int(status.split("CapEff:")[1].split()[0], 16)
-    layout.cache.mkdir(parents=True, exist_ok=True)
-    return NodeFacts(
-        cgroup_v2=cgroups.is_v2(),
-        may_lower_oom_score=bool(capabilities >> 24 & 1),
-        snapshotter="native" if file_system(layout.cache) in ("overlay", "nfs", "nfs4", "fuse") else "overlayfs",
-    )
-
-
-def file_system(folder: Path) -> str:
-    """The type of the file system that holds a folder."""
-    best, kind = "", "unknown"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, right = line.split(" - ", 1)
-        target = left.split()[4]
-        if (folder == Path(target) or Path(target) in folder.parents) and len(target) >= len(best):
-            best, kind = target, right.split()[0]
-    return kind
-
-
 def _cleaning(record: Record | None, binaries: Path) -> str:
     if record and record.complete and record.binaries != str(binaries):
         return f"take down Kubernetes {record.version}, which ran from {record.binaries}"
@@ -144,7 +122,7 @@ def _make(layout: Layout, programs: Programs, progress: Progress) -> None:
 
 def _start(layout: Layout, programs: Programs, progress: Progress) -> Spec:
     with progress.step("write certificates and configuration, start the node"), network.choosing():
-        addresses, facts = network.free_slot(), node_facts(layout)
+        addresses, facts = network.free_slot(), node_facts(layout.cache)
         spec = Spec(layout, addresses, programs.version, programs.binaries, programs.tools, facts)
         write_record(layout, _record(spec, complete=False))
         node.write_files(spec)

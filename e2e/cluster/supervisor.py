@@ -18,7 +18,7 @@ import signal
 import ssl
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +46,6 @@ class Component:
     ends: int = 0
     streak: int = 0  # ends since it last ran for LASTED
     last_status: int = 0
-    opened: bool = field(default=False)
 
 
 def mount_node(plan: dict[str, Any]) -> None:
@@ -121,6 +120,7 @@ class Supervisor:
         self.authority: str = plan["authority"]
         self.report = Path(plan["report"])
         self.host_network = host_network
+        self.open_gates: set[str] = set()
 
     def run(self) -> None:
         signal.signal(signal.SIGTERM, lambda *_: os._exit(0))  # the kernel ends all others with process 1
@@ -133,16 +133,19 @@ class Supervisor:
     def _start_due(self) -> bool:
         now = time.monotonic()
         started = False
+        self._look_at_gates()
         for component in self.components:
-            if component.pid or component.due > now or not self._may_start(component):
+            shut = component.gate is not None and component.gate not in self.open_gates
+            if component.pid or component.due > now or shut:
                 continue
             component.pid, component.started = self._spawn(component), now
             started = True
         return started
 
-    def _may_start(self, component: Component) -> bool:
-        component.opened = component.opened or not component.gate or gate_open(component.gate, self.authority)
-        return component.opened
+    def _look_at_gates(self) -> None:
+        """Asks each gate once, not once for each component behind it; a gate that was open stays so."""
+        gates = {component.gate for component in self.components if component.gate} - self.open_gates
+        self.open_gates |= {gate for gate in gates if gate_open(gate, self.authority)}
 
     def _spawn(self, component: Component) -> int:
         pid = os.fork()
