@@ -50,8 +50,10 @@ class Backoff:
         wait = self.wait(count)
         if isinstance(error, ApiError) and error.retry_after is not None:
             wait = max(wait, error.retry_after)
-        lasting = isinstance(error, ApiError) and not error.passing
-        shown = Refusal(action.kind, action.pod, str(error), since) if lasting or count >= SHOWN_AFTER else None
+        tells = count >= SHOWN_AFTER or (isinstance(error, ApiError) and not error.passing)
+        if isinstance(error, ApiError) and error.namespace_ends:
+            tells = False
+        shown = Refusal(action.kind, action.pod, str(error), since) if tells else None
         self._failures[identity(action)] = _Failure(count, since, now + timedelta(seconds=wait), shown)
 
     def wait(self, count: int) -> float:

@@ -18,7 +18,7 @@ from kubernetes.aio.client import ApiClient
 
 from kvasir_operator import metrics
 from kvasir_operator.api import v1alpha1
-from kvasir_operator.errors import ApiError
+from kvasir_operator.errors import NAMESPACE_ENDS, ApiError
 from kvasir_operator.resources import names
 
 Manifest = dict[str, Any]
@@ -172,4 +172,6 @@ def _error_of(code: int, data: bytes, headers: Mapping[str, str]) -> ApiError:
         status = _read(data)
     message = str(status.get("message") or data[:200].decode(errors="replace"))
     after = headers.get("Retry-After", "")
-    return ApiError(code, str(status.get("reason") or ""), message, float(after) if after.isdecimal() else None)
+    causes = [str(cause.get("reason")) for cause in (status.get("details") or {}).get("causes") or []]
+    reason = NAMESPACE_ENDS if NAMESPACE_ENDS in causes else str(status.get("reason") or "")
+    return ApiError(code, reason, message, float(after) if after.isdecimal() else None)

@@ -8,6 +8,8 @@ GONE: Final = 410
 PRECONDITION_FAILED: Final = 412
 """Also given to objects that are in the way: no repetition helps until somebody acts."""
 TOO_MANY_REQUESTS: Final = 429
+NAMESPACE_ENDS: Final = "NamespaceTerminating"
+"""The reason given to whatever would be made in a namespace that is being deleted."""
 
 _PASSING: Final = frozenset({0, 408, CONFLICT, TOO_MANY_REQUESTS, 500, 502, 503, 504})
 
@@ -36,6 +38,11 @@ class ApiError(Exception):
     @property
     def already_exists(self) -> bool:
         return self.status == CONFLICT and self.reason == "AlreadyExists"
+
+    @property
+    def namespace_ends(self) -> bool:
+        """Whether the namespace is being deleted: nothing can be made in it, and nothing needs to be."""
+        return self.reason == NAMESPACE_ENDS
 
 
 class PodError(Exception):

@@ -54,7 +54,8 @@ class EventRecorder:
             await self._write(meta, note, name)
         except ApiError as error:
             metrics.EVENTS.labels("failed").inc()
-            log.warning("Event %s for %s/%s was not written: %s", note.reason, meta.namespace, meta.name, error)
+            level = logging.DEBUG if error.namespace_ends else logging.WARNING
+            log.log(level, "Event %s for %s/%s was not written: %s", note.reason, meta.namespace, meta.name, error)
         else:
             metrics.EVENTS.labels("written").inc()
 
