@@ -26,6 +26,7 @@ from kvasir_runtime.engine.launcher import EngineProcess
 from kvasir_runtime.engine.messages import StartupProgress
 from kvasir_runtime.model_files import ModelFiles
 from kvasir_runtime.server.auth import BearerTokens
+from kvasir_runtime.server.http_protocol import BoundedHttpProtocol
 from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
 from kvasir_runtime.server.metrics import Metrics, kv_usage
 from kvasir_runtime.server.operator_app import build_operator_app, liveness, usable_tokens
@@ -241,7 +242,7 @@ def _server(app: ASGIApp) -> _Server:
             access_log=False,
             lifespan="off",
             ws="none",
-            http="httptools",
+            http=BoundedHttpProtocol,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=FLUSH_S,
