@@ -1,1 +1,1 @@
-"""Where replicas go. Pure. Nothing is here yet: the scheduler of the cluster places pods by what they ask for."""
+"""What a replica needs, what the nodes have, and who waits for it. Pure: asked with values, never with the network."""
