@@ -53,6 +53,14 @@ CHECKS = {
             "computes with torch",
             ("python", "-c", "import torch; assert (torch.ones(2, 2) @ torch.ones(2, 2)).sum() == 8"),
         ),
+        Check(
+            "has its CPU kernels compiled",
+            (
+                "python",
+                "-c",
+                "from kvasir_runtime.kernels.cpu.library import load_library as l; assert l().path.parts[1] == 'opt'",
+            ),
+        ),
         Check("holds no Kubernetes client", ("python", "-c", "import kubernetes"), succeeds=False),
         *COMMON,
     ),
