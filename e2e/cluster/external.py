@@ -44,19 +44,24 @@ def load_image(context: str, image: str) -> str:
     Raises:
         UsageError: the kind has no such means here; says what to do by hand.
     """
-    provider = context.split("-", 1)[0]
     with tempfile.TemporaryDirectory(prefix="kvasir-image-", dir="/var/tmp") as folder:
         archive = Path(image)
         if not archive.is_file():
             builder, _ = images.find_local(image)
             archive = Path(folder, "image.tar")
             images.save(builder, image, archive)
-        command = _load_command(context, provider, archive)
+        command = load_command(context, archive)
         shell.run(command)
     return f"{image}: loaded with {' '.join(command[:3])}"
 
 
-def _load_command(context: str, provider: str, archive: Path) -> list[str]:
+def load_command(context: str, archive: Path) -> list[str]:
+    """What brings an archive into a cluster, by the kind that the context's name tells.
+
+    Raises:
+        UsageError: the kind has no such means, or its program is not on PATH.
+    """
+    provider = context.split("-", 1)[0]
     if provider == "kind" and shutil.which("kind"):
         return ["kind", "load", "image-archive", str(archive), "--name", context.removeprefix("kind-")]
     if provider == "k3d" and shutil.which("k3d"):
