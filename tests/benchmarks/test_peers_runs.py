@@ -10,7 +10,7 @@ import pytest
 from benchmarks.peers import processes
 from benchmarks.peers.environments import VLLM, Environment, add_distribution_alias, renamed_metadata
 from benchmarks.peers.errors import BenchmarkError
-from benchmarks.peers.hardware import parse_hardware
+from benchmarks.peers.hardware import last_cache, parse_hardware
 from benchmarks.peers.kvasir import bench_command, bench_prompts, parse_report
 from benchmarks.peers.options import parse
 from benchmarks.peers.session import scenarios_of
@@ -203,14 +203,24 @@ def test_hardware_is_read_from_proc() -> None:
     """Model, family, memory and the flags that matter; the name becomes a part of a file's name."""
     cpuinfo = (
         "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9554 64-Core Processor\n"
-        "cache size\t: 1024 KB\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\nprocessor\t: 1\nmodel name\t: other\n"
+        "flags\t\t: fpu avx2 avx512f avx512_bf16\n\nprocessor\t: 1\nmodel name\t: other\n"
     )
-    hardware = parse_hardware(cpuinfo, "MemTotal:       25165824 kB\n", cores=2, kernel="6.1")
+    hardware = parse_hardware(cpuinfo, "MemTotal:       25165824 kB\n", "32768K", cores=2, kernel="6.1")
     assert hardware.slug == "amd-epyc-9554-2c"
     assert hardware.describe() == (
-        "AMD EPYC 9554 64-Core Processor (family 25 model 17), 2 cores, 24 GiB memory, last-level cache 1024 KB, "
+        "AMD EPYC 9554 64-Core Processor (family 25 model 17), 2 cores, 24 GiB memory, last-level cache 32768K, "
         "avx2 avx512f avx512_bf16, Linux 6.1"
     )
+
+
+def test_the_last_cache_is_the_one_of_the_highest_level(tmp_path: Path) -> None:
+    """Index 0 and 1 are both of level 1, for data and for instructions."""
+    for index, (level, size) in enumerate([(1, "32K"), (1, "64K"), (2, "1024K"), (3, "32768K")]):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "level").write_text(f"{level}\n")
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert last_cache(tmp_path) == "32768K"
+    assert last_cache(tmp_path / "none") == "unknown"
 
 
 @pytest.mark.parametrize(

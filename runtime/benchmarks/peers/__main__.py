@@ -22,6 +22,8 @@ from benchmarks.peers.shape import LLAMA_300M
 from benchmarks.peers.subjects import KVASIR, Subject, base_variables, subjects
 
 RUNTIME = Path(__file__).parent.parent.parent
+FILE_WIDTH = 120
+"""Characters of a line where there is no terminal to ask."""
 JUDGED_PROMPTS = 4
 """Prompts whose outputs are computed again in float32: enough to tell a wrong model, seconds each."""
 
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse(arguments)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
+    processes.adopt_orphans()
     try:
         report = run(options, arguments, console)
     except BenchmarkError as error:
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.json:
         print(render.as_json(report))
     else:
-        render.show(report, Console())
+        render.show(report, Console() if sys.stdout.isatty() else Console(width=FILE_WIDTH))
     return 1 if report.session.failures else 0
 
 

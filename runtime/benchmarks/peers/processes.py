@@ -1,5 +1,7 @@
 """Runs one program at a time, and says how much of the machine others used meanwhile."""
 
+import contextlib
+import ctypes
 import os
 import resource
 import signal
@@ -17,6 +19,8 @@ IDLE_FIELDS: Final = (3, 4)
 """`idle` and `iowait` among the columns of /proc/stat."""
 STEAL_FIELD: Final = 7
 GRACE_S: Final = 20.0
+PR_SET_CHILD_SUBREAPER: Final = 36
+"""From <linux/prctl.h>."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,34 @@ def busy_cpu_s(proc_stat: str) -> float:
 def end_session(process: "subprocess.Popen[str]") -> None:
     """End what is left of a program's session: politely, then for good."""
     for signal_number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signal_number)
-        except ProcessLookupError:
+        if not _session_lives(process):
             return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal_number)
         deadline = time.monotonic() + GRACE_S
         while _session_lives(process) and time.monotonic() < deadline:
             time.sleep(0.1)
 
 
+def adopt_orphans() -> None:
+    """Become the parent of what engines leave behind, so that its CPU time is known; Linux only, once a process."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
+
+
+def _reap(group: int) -> None:
+    """Take in the CPU time of every ended process of the group that is ours to wait for."""
+    try:
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return
+
+
 def _session_lives(process: "subprocess.Popen[str]") -> bool:
     process.poll()
+    _reap(process.pid)
     try:
         os.killpg(process.pid, 0)
     except ProcessLookupError:

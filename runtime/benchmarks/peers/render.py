@@ -49,12 +49,11 @@ def markdown(report: Report) -> str:
         f"# {TITLE}",
         EXPLANATION.format(rounds=rounds).rstrip(),
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
+        *(["## Notes", "\n".join(f"- {note}" for note in report.notes)] if report.notes else []),
         *(markdown_table(table) for table in report.tables),
         "## Configurations",
         "\n".join(f"- {name}: {text}" for name, text in report.session.configurations.items()),
     ]
-    if report.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in report.notes)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -65,7 +65,8 @@ def build_report(
         tables.append(machine_table(rates, (spread[0], spread[1])))
     if agreements:
         tables.append(agreement_table(agreements, KVASIR))
-    return Report(origin, session, bounds, reached, agreements, tables, _notes(session, subjects, agreements))
+    notes = _notes(session, subjects, agreements, sizes)
+    return Report(origin, session, bounds, reached, agreements, tables, notes)
 
 
 def best_rates(measured: Sequence[MachineRates]) -> MachineRates | None:
@@ -97,18 +98,20 @@ def _scenario_tables(session: Session, subjects: Sequence[Subject], bounds: Boun
     return tables
 
 
-def _notes(session: Session, subjects: Sequence[Subject], agreements: Sequence[Agreement]) -> list[str]:
-    notes = [f"{subject.name}: {subject.note}." for subject in subjects if subject.note]
+def _notes(session: Session, subjects: Sequence[Subject], agreements: Sequence[Agreement], sizes: Sizes) -> list[str]:
+    notes = [f"{name} failed: {why.partition(chr(10))[0]}" for name, why in session.failures.items()]
     foreign = session.samples.foreign_cpu()
     if foreign > BUSY:
         notes.append(
             f"Doubtful: other programs took up to {percent(foreign)} of the machine's CPU time during a measurement."
         )
+    if sizes != Sizes():
+        notes.append("The goals are stated for the default sizes, not for this run's.")
     notes += [
         f"{one.engine}: only {percent(one.near_ties)} of its tokens are float32's choice or a near-tie of it: "
         "it may not compute the same model, so do not compare its speed."
         for one in agreements
         if not one.plausible
     ]
-    notes += [f"{name} failed: {why.partition(chr(10))[0]}" for name, why in session.failures.items()]
+    notes += [f"{subject.name}: {subject.note}." for subject in subjects if subject.note]
     return notes
