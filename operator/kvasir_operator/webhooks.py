@@ -23,6 +23,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from kvasir_operator import metrics
 from kvasir_operator.api.field_errors import FieldError
+from kvasir_operator.api.v1alpha1 import GROUP, KIND
 from kvasir_operator.cluster import Cluster
 from kvasir_operator.observe import read_desired
 from kvasir_operator.settings import Settings
@@ -68,7 +69,7 @@ def find_problems(request: AdmissionRequest, settings: Settings) -> tuple[FieldE
 
 
 def answer(request: AdmissionRequest, problems: tuple[FieldError, ...]) -> dict[str, Any]:
-    """An AdmissionReview for the API server, which shows the message to the user as it is."""
+    """An AdmissionReview for the API server, in the form in which it tells itself of what the schema refuses."""
     response: dict[str, Any] = {"uid": request.uid, "allowed": not problems}
     if problems:
         causes = [{"reason": "FieldValueInvalid", "field": each.path, "message": each.problem} for each in problems]
@@ -77,7 +78,7 @@ def answer(request: AdmissionRequest, problems: tuple[FieldError, ...]) -> dict[
             "code": 422,
             "reason": "Invalid",
             "message": "\n".join(map(str, problems)),
-            "details": {"causes": causes},
+            "details": {"group": GROUP, "kind": KIND, "name": _name(request), "causes": causes},
         }
     return {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response}
 
@@ -94,7 +95,8 @@ def make_app(settings: Settings) -> web.Application:
         problems = find_problems(asked, settings)
         metrics.ADMISSIONS.labels("refused" if problems else "allowed").inc()
         if problems:
-            log.info("refused %s of %s: %s", asked.operation, _address(asked), "; ".join(map(str, problems)))
+            text = "; ".join(map(str, problems))
+            log.info("refused %s of %s/%s: %s", asked.operation, asked.namespace, _name(asked), text)
         return web.json_response(answer(asked, problems))
 
     app = web.Application(client_max_size=LONGEST_REVIEW)
@@ -102,9 +104,9 @@ def make_app(settings: Settings) -> web.Application:
     return app
 
 
-def _address(request: AdmissionRequest) -> str:
+def _name(request: AdmissionRequest) -> str:
     metadata: Mapping[str, Any] = (request.object or {}).get("metadata", {})
-    return f"{request.namespace}/{metadata.get('name', '')}"
+    return str(metadata.get("name", ""))
 
 
 @asynccontextmanager

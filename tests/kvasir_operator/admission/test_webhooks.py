@@ -117,7 +117,10 @@ async def test_a_refusal_names_field_bound_and_value() -> None:
             "reason": "Invalid",
             "message": f"spec.scaling.maxReplicas: {problem}",
             "details": {
-                "causes": [{"reason": "FieldValueInvalid", "field": "spec.scaling.maxReplicas", "message": problem}]
+                "group": "kvasir.dev",
+                "kind": "InferenceService",
+                "name": "tiny",
+                "causes": [{"reason": "FieldValueInvalid", "field": "spec.scaling.maxReplicas", "message": problem}],
             },
         },
     }
