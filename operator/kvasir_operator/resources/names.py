@@ -65,6 +65,9 @@ API_KEYS_KEY: Final = "keys"
 GPU_PRODUCT_LABEL: Final = "nvidia.com/gpu.product"
 GPU_MEMORY_LABEL: Final = "nvidia.com/gpu.memory"
 GPU_TAINT: Final = "nvidia.com/gpu"
+GPU_PRESENT_LABEL: Final = "nvidia.com/gpu.present"
+MIG_PREFIX: Final = "nvidia.com/mig-"
+"""How resources of MIG slices begin, and the labels that describe them."""
 
 SUFFIX_LENGTH: Final = 5
 """Characters that tell the pods of a revision apart."""
