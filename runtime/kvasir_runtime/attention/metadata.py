@@ -27,27 +27,31 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefillSpan:
-    """Rows `start:end` of the step are the last `end - start` of a sequence's `length` tokens."""
+class Sequences:
+    """Block tables and lengths of some sequences: `tables_NM` and `lengths_N`, int32.
 
-    start: int
-    end: int
-    length: int
-    block_table_M: Tensor
+    A length includes the step's own tokens. Entries of a table beyond its length mean nothing.
+    """
+
+    tables_NM: Tensor
+    lengths_N: Tensor
+
+    def __len__(self) -> int:
+        return self.lengths_N.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMetadata:
-    """One step's rows: first the decode rows (one token of one sequence each), then the prefill spans.
+    """One step's rows: first the decode rows (one token of one sequence each), then the prefill rows.
 
     slots_T: where each row's K and V go: block * block_size + offset. int64.
     positions_T: each row's position in its sequence. int64.
-    block_tables_NM, lengths_N: of the decode rows; a length includes the row's own token. int32.
+    starts_P: prefill rows `starts[i]` to `starts[i + 1]`, counted after the decode rows, are the last tokens of
+    sequence i of `prefills`; int32, one more entry than sequences.
     """
 
     slots_T: Tensor
     positions_T: Tensor
-    num_decodes: int
-    block_tables_NM: Tensor
-    lengths_N: Tensor
-    prefills: tuple[PrefillSpan, ...]
+    decodes: Sequences
+    prefills: Sequences
+    starts_P: Tensor

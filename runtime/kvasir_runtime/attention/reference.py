@@ -23,16 +23,17 @@ class ReferenceBackend:
 
     def decode(self, q_NHC: Tensor, kv_2BKSC: Tensor, spec: AttentionSpec, step: AttentionMetadata) -> Tensor:
         rows = [
-            attend(q_NHC[row : row + 1], *gather(kv_2BKSC, step.block_tables_NM[row], length), spec)
-            for row, length in enumerate(step.lengths_N.tolist())
+            attend(q_NHC[row : row + 1], *gather(kv_2BKSC, step.decodes.tables_NM[row], length), spec)
+            for row, length in enumerate(step.decodes.lengths_N.tolist())
         ]
         return torch.cat(rows) if rows else torch.empty_like(q_NHC)
 
     def prefill(self, q_PHC: Tensor, kv_2BKSC: Tensor, spec: AttentionSpec, step: AttentionMetadata) -> Tensor:
         out_PHC = torch.empty_like(q_PHC)
-        for span in step.prefills:
-            rows = slice(span.start - step.num_decodes, span.end - step.num_decodes)
-            out_PHC[rows] = attend(q_PHC[rows], *gather(kv_2BKSC, span.block_table_M, span.length), spec)
+        starts = step.starts_P.tolist()
+        for number, length in enumerate(step.prefills.lengths_N.tolist()):
+            rows = slice(starts[number], starts[number + 1])
+            out_PHC[rows] = attend(q_PHC[rows], *gather(kv_2BKSC, step.prefills.tables_NM[number], length), spec)
         return out_PHC
 
 

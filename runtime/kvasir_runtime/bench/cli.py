@@ -62,7 +62,9 @@ def run(namespace: argparse.Namespace) -> int:
         run_pass(core, batch, min(4, namespace.output_len))
         result = report(SCENARIOS[namespace.scenario](core, prompts, namespace.output_len))
     except ValueError as error:
-        raise KvasirError(Cause.INVALID_ARGUMENTS, str(error), "change --input-len, --output-len or --prompts") from error
+        raise KvasirError(
+            Cause.INVALID_ARGUMENTS, str(error), "change --input-len, --output-len or --prompts"
+        ) from error
     if namespace.json:
         print(json.dumps({"scenario": namespace.scenario, **result, "engine": _engine(core)}))
     else:

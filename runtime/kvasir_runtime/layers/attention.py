@@ -58,9 +58,10 @@ class Attention:
         return self.out(self._attend(q_THC, kv_2BKSC, step).flatten(1))
 
     def _attend(self, q_THC: Tensor, kv_2BKSC: Tensor, step: AttentionMetadata) -> Tensor:
-        if not step.prefills:
+        singles = len(step.decodes)
+        if len(step.prefills) == 0:
             return self.backend.decode(q_THC, kv_2BKSC, self.spec, step)
-        if step.num_decodes == 0:
+        if singles == 0:
             return self.backend.prefill(q_THC, kv_2BKSC, self.spec, step)
-        decoded = self.backend.decode(q_THC[: step.num_decodes], kv_2BKSC, self.spec, step)
-        return torch.cat((decoded, self.backend.prefill(q_THC[step.num_decodes :], kv_2BKSC, self.spec, step)))
+        decoded = self.backend.decode(q_THC[:singles], kv_2BKSC, self.spec, step)
+        return torch.cat((decoded, self.backend.prefill(q_THC[singles:], kv_2BKSC, self.spec, step)))

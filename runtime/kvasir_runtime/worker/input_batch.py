@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from kvasir_runtime.attention.metadata import AttentionMetadata, PrefillSpan
+from kvasir_runtime.attention.metadata import AttentionMetadata, Sequences
 from kvasir_runtime.core.scheduler_output import SchedulerOutput
 
 Ints = npt.NDArray[np.int64]
@@ -60,15 +60,15 @@ class InputBatch:
         slots += positions % self.block_size
         sampled = np.array(output.samples, dtype=bool)
         lengths = computed + counts
+        singles = output.num_single
         return StepInputs(
             input_ids_T=torch.from_numpy(self.token_ids[row_seats, positions]),
             attention=AttentionMetadata(
                 slots_T=torch.from_numpy(slots),
                 positions_T=torch.from_numpy(positions),
-                num_decodes=output.num_single,
-                block_tables_NM=self._decode_tables(seats[: output.num_single], lengths[: output.num_single]),
-                lengths_N=torch.from_numpy(lengths[: output.num_single].astype(np.int32)),
-                prefills=self._spans(output, seats, ends, lengths),
+                decodes=self._sequences(seats[:singles], lengths[:singles]),
+                prefills=self._sequences(seats[singles:], lengths[singles:]),
+                starts_P=torch.from_numpy(np.append(0, ends[singles:] - singles).astype(np.int32)),
             ),
             last_rows_R=torch.from_numpy(ends[sampled] - 1),
             sample_seats_R=seats[sampled],
@@ -79,19 +79,7 @@ class InputBatch:
         """Store the sampled tokens where the next step looks for them."""
         self.token_ids[inputs.sample_seats_R, inputs.sample_positions_R] = sampled.numpy()
 
-    def _decode_tables(self, seats: Ints, lengths: Ints) -> Tensor:
+    def _sequences(self, seats: Ints, lengths: Ints) -> Sequences:
         width = -(-int(lengths.max()) // self.block_size) if len(lengths) else 0
-        return torch.from_numpy(self.block_tables[seats, :width])
-
-    def _spans(self, output: SchedulerOutput, seats: Ints, ends: Ints, lengths: Ints) -> tuple[PrefillSpan, ...]:
-        return tuple(
-            PrefillSpan(
-                start=int(ends[row]) - output.num_new_tokens[row],
-                end=int(ends[row]),
-                length=int(lengths[row]),
-                block_table_M=torch.from_numpy(
-                    self.block_tables[seats[row], : -(-int(lengths[row]) // self.block_size)]
-                ),
-            )
-            for row in range(output.num_single, len(seats))
-        )
+        tables_NM = torch.from_numpy(self.block_tables[seats, :width])
+        return Sequences(tables_NM, torch.from_numpy(lengths.astype(np.int32)))

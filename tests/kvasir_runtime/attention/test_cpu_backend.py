@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kvasir_runtime.attention.cpu_backend import CpuBackend
-from kvasir_runtime.attention.metadata import AttentionMetadata, AttentionSpec, PrefillSpan
+from kvasir_runtime.attention.metadata import AttentionMetadata, AttentionSpec, Sequences
 from kvasir_runtime.attention.reference import ReferenceBackend
 from kvasir_runtime.kernels.cpu.library import load_library
 
@@ -42,13 +42,11 @@ def make_step(lengths: list[int], spans: list[tuple[int, int]], block_size: int,
         count = -(-length // block_size)
         tables.append(order[used : used + count])
         used += count
-    padded = torch.nn.utils.rnn.pad_sequence(tables[: len(lengths)], batch_first=True) if lengths else torch.zeros(0, 0)
-    prefills, row, positions = [], len(lengths), [length - 1 for length in lengths]
-    for (rows, tokens), table in zip(spans, tables[len(lengths) :], strict=True):
-        prefills.append(PrefillSpan(row, row + rows, tokens, table))
+    starts, positions, owners = [0], [length - 1 for length in lengths], list(range(len(lengths)))
+    for number, (rows, tokens) in enumerate(spans):
+        starts.append(starts[-1] + rows)
         positions += range(tokens - rows, tokens)
-        row += rows
-    owners = list(range(len(lengths))) + [len(lengths) + i for i, (rows, _) in enumerate(spans) for _ in range(rows)]
+        owners += [len(lengths) + number] * rows
     slots = [
         int(tables[owner][position // block_size]) * block_size + position % block_size
         for owner, position in zip(owners, positions, strict=True)
@@ -56,11 +54,15 @@ def make_step(lengths: list[int], spans: list[tuple[int, int]], block_size: int,
     return AttentionMetadata(
         slots_T=torch.tensor(slots),
         positions_T=torch.tensor(positions),
-        num_decodes=len(lengths),
-        block_tables_NM=padded.int(),
-        lengths_N=torch.tensor(lengths, dtype=torch.int32),
-        prefills=tuple(prefills),
+        decodes=sequences(tables[: len(lengths)], lengths),
+        prefills=sequences(tables[len(lengths) :], [tokens for _, tokens in spans]),
+        starts_P=torch.tensor(starts, dtype=torch.int32),
     )
+
+
+def sequences(tables: list[Tensor], lengths: list[int]) -> Sequences:
+    padded = torch.nn.utils.rnn.pad_sequence(tables, batch_first=True) if tables else torch.zeros(0, 0)
+    return Sequences(padded.int(), torch.tensor(lengths, dtype=torch.int32))
 
 
 def make_cache(spec: AttentionSpec, dtype: torch.dtype, block_size: int, num_blocks: int) -> Tensor:
@@ -120,7 +122,25 @@ def test_a_row_does_not_depend_on_its_neighbours(backend: CpuBackend) -> None:
     q_NHC = torch.randn(3, spec.num_heads, spec.head_dim)
     together = backend.decode(q_NHC, cache, spec, step)
     torch.set_num_threads(1)
-    alone = AttentionMetadata(
-        step.slots_T[:1], step.positions_T[:1], 1, step.block_tables_NM[:1].contiguous(), step.lengths_N[:1], ()
-    )
+    first = Sequences(step.decodes.tables_NM[:1].contiguous(), step.decodes.lengths_N[:1])
+    alone = AttentionMetadata(step.slots_T[:1], step.positions_T[:1], first, step.prefills, step.starts_P)
     assert torch.equal(backend.decode(q_NHC[:1], cache, spec, alone), together[:1])
+
+
+def test_a_row_does_not_depend_on_how_its_prompt_is_cut(backend: CpuBackend) -> None:
+    """Rows of a prompt give the same in one prefill and in chunks of any size."""
+    torch.manual_seed(0)
+    spec = SPECS["gqa2-64-window"]
+    whole = make_step([], [(100, 100)], 16, 20)
+    cache = make_cache(spec, torch.float32, 16, 20)
+    q_PHC = torch.randn(100, spec.num_heads, spec.head_dim)
+    expected = backend.prefill(q_PHC, cache, spec, whole)
+    for start, end in ((0, 1), (1, 34), (34, 35), (35, 100)):
+        part = AttentionMetadata(
+            whole.slots_T[start:end],
+            whole.positions_T[start:end],
+            whole.decodes,
+            Sequences(whole.prefills.tables_NM, torch.tensor([end], dtype=torch.int32)),
+            torch.tensor([0, end - start], dtype=torch.int32),
+        )
+        torch.testing.assert_close(backend.prefill(q_PHC[start:end], cache, spec, part), expected[start:end])

@@ -115,14 +115,16 @@ def test_a_cache_too_small_for_one_sequence_is_refused_with_the_number(explicit:
     taken = (
         weight_bytes(shape, "bfloat16", device="cuda") + activation_bytes(shape, "bfloat16", 2048, 8) + PROCESS_BYTES
     )
-    small = {"kv_cache_memory": 512 * block} if explicit else {"limit": taken + 512 * block, "utilization": 1.0}
+    small: dict[str, Any] = (
+        {"kv_cache_memory": 512 * block} if explicit else {"limit": taken + 512 * block, "utilization": 1.0}
+    )
     asked = question(**small)
     with pytest.raises(KvasirError, match="8192") as failure:
         plan_memory(asked)
     report = failure.value.report
     assert (report.cause, report.detail["needed"]) == (Cause.OUT_OF_MEMORY_KV_CACHE, 513 * block)
     assert f"lower max_model_len to at most {511 * 16}" in report.remedy
-    enough = {"kv_cache_memory": 513 * block} if explicit else {"limit": taken + 513 * block}
+    enough: dict[str, Any] = {"kv_cache_memory": 513 * block} if explicit else {"limit": taken + 513 * block}
     assert plan_memory(replace(asked, **enough)).num_blocks == 513
 
 

@@ -1,4 +1,4 @@
-// Decode attention and the small operations around it, for CPUs.
+// Attention, the small operations around it and int8 weights, for CPUs.
 //
 // Plain loops that the compiler vectorises; it is compiled once for each instruction set (see build.py). Numbers are
 // read as float32 or bfloat16 and computed in float32. Threads come from the OpenMP pool that torch uses.
@@ -140,13 +140,16 @@ inline float sum_of(v16 x) {
     return x[0] + x[1];
 }
 
-struct Decode {
-    const void *q;               // [N, H, C]
+// One call of attention. A sequence has a row of `tables` and an entry of `lengths`; in decode it has one row of `q`,
+// in prefill those from starts[i] to starts[i + 1], its last tokens.
+struct Call {
+    const void *q;               // [T, H, C]
     const void *kv;              // [2, B, K, S, C]
-    const int32_t *tables;       // [N, table_width]
-    const int32_t *lengths;      // [N]
-    void *out;                   // [N, H, C]
-    int64_t rows, heads, kv_heads, head_dim, blocks, block_size, table_width;
+    const int32_t *tables;       // [sequences, table_width]
+    const int32_t *lengths;      // [sequences]
+    const int32_t *starts;       // [sequences + 1], null in decode
+    void *out;                   // [T, H, C]
+    int64_t sequences, heads, kv_heads, head_dim, blocks, block_size, table_width;
     float scale, softcap;        // softcap 0: none
     int64_t window;              // 0: none
 };
@@ -157,12 +160,18 @@ struct State {
     v16 sums[MAX_VECTORS];
 };
 
+// Which tokens of a tile a query sees: those of number `from` up to, not including, `to`.
+struct Seen {
+    int from, to;
+};
+
 // Softmax weights of a tile's scores against the highest score so far; rescales the state when there is a new one.
-inline v16 weigh(v16 s, int count, int vectors, float softcap, State &state) {
+inline v16 weigh(v16 s, Seen seen, int vectors, float softcap, State &state) {
     const v16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     if (softcap > 0)
         for (int t = 0; t < TILE; t++) s[t] = softcap * std::tanh(s[t] / softcap);
-    s = lanes < float(count) ? s : all(-std::numeric_limits<float>::infinity());
+    const v16i shown = (lanes >= float(seen.from)) & (lanes < float(seen.to));
+    s = shown ? s : all(-std::numeric_limits<float>::infinity());
     const float highest = highest_of(s);
     if (highest > state.highest) {
         const float shrink = exp_nonpositive(state.highest - highest);
@@ -170,12 +179,13 @@ inline v16 weigh(v16 s, int count, int vectors, float softcap, State &state) {
         state.total *= shrink;
         for (int i = 0; i < vectors; i++) state.sums[i] *= shrink;
     }
-    return lanes < float(count) ? exp16(s - state.highest) : v16{};
+    return shown ? exp16(s - state.highest) : v16{};
 }
 
 // `count` (at most TILE) consecutive tokens for Q queries. V vectors make a head; 0: told at run time.
 template <typename T, int V_, int Q>
-inline void attend_tile(const v16 *query, const T *k, const T *v, int count, int vectors, float softcap, State *states) {
+inline void attend_tile(const v16 *query, const T *k, const T *v, int count, const Seen *seen, int vectors,
+                        float softcap, State *states) {
     const int V = V_ ? V_ : vectors;
     v16 score[Q][TILE];
     for (int t = 0; t < TILE; t++) {
@@ -189,7 +199,7 @@ inline void attend_tile(const v16 *query, const T *k, const T *v, int count, int
     }
     float weights[Q][TILE];
     for (int g = 0; g < Q; g++) {
-        const v16 weight = weigh(sum_each(score[g]), count, V, softcap, states[g]);
+        const v16 weight = weigh(sum_each(score[g]), seen[g], V, softcap, states[g]);
         states[g].total += sum_of(weight);
         store16(weights[g], weight);
     }
@@ -215,8 +225,8 @@ inline void attend_tile(const v16 *query, const T *k, const T *v, int count, int
 // rounded to bfloat16 too, and their sum is that of the rounded ones. The sums of a state stand in the order of
 // `unpack` (see `in_order`). V is even.
 template <int V_, int Q>
-inline void attend_tile_bf16(const __m512bh *query, const bf16 *k, const bf16 *v, int count, int vectors, float scale,
-                             float softcap, State *states) {
+inline void attend_tile_bf16(const __m512bh *query, const bf16 *k, const bf16 *v, int count, const Seen *seen,
+                             int vectors, float scale, float softcap, State *states) {
     const int P = (V_ ? V_ : vectors) / 2;  // vectors of 32
     v16 score[Q][TILE];
     for (int t = 0; t < TILE; t++) {
@@ -230,12 +240,12 @@ inline void attend_tile_bf16(const __m512bh *query, const bf16 *k, const bf16 *v
     }
     int32_t pairs[Q][TILE / 2];
     for (int g = 0; g < Q; g++) {
-        const v16 weight = weigh(sum_each(score[g]) * scale, count, 2 * P, softcap, states[g]);
+        const v16 weight = weigh(sum_each(score[g]) * scale, seen[g], 2 * P, softcap, states[g]);
         const __m256bh narrow = _mm512_cvtneps_pbh(weight);
         std::memcpy(pairs[g], &narrow, sizeof narrow);
         states[g].total += sum_of(load16(reinterpret_cast<const bf16 *>(pairs[g])));
     }
-    constexpr int STRIP = 2;
+    constexpr int STRIP = Q > 4 ? 1 : 2;  // so that the sums stay in registers
     for (int first = 0; first < P; first += STRIP) {
         const int strip = P - first < STRIP ? P - first : STRIP;
         __m512 low[Q][STRIP], high[Q][STRIP];
@@ -281,13 +291,14 @@ template <typename T, int V_>
 struct Attention {
     v16 query[MAX_GROUP * MAX_VECTORS];
 
-    void prepare(const T *q, int64_t count, float scale) {
-        for (int64_t i = 0; i < count; i++) query[i] = load16(q + i * 16) * scale;
+    // `count` vectors of queries, which become number `at` and on.
+    void prepare(const T *q, int64_t at, int64_t count, float scale) {
+        for (int64_t i = 0; i < count; i++) query[at + i] = load16(q + i * 16) * scale;
     }
 
     template <int Q>
-    void tile(int64_t g, const T *k, const T *v, int count, int vectors, const Decode &d, State *states) const {
-        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, vectors, d.softcap, states + g);
+    void tile(int64_t g, const T *k, const T *v, int count, const Seen *seen, int vectors, const Call &d, State *states) const {
+        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, seen + g, vectors, d.softcap, states + g);
     }
 
     void finish(State &, int) const {}
@@ -300,11 +311,12 @@ template <int V_>
 struct Attention<bf16, V_> {
     __m512bh query[MAX_GROUP * MAX_VECTORS / 2];
 
-    void prepare(const bf16 *q, int64_t count, float) { std::memcpy(query, q, count * 32); }
+    void prepare(const bf16 *q, int64_t at, int64_t count, float) { std::memcpy(query + at / 2, q, count * 32); }
 
     template <int Q>
-    void tile(int64_t g, const bf16 *k, const bf16 *v, int count, int vectors, const Decode &d, State *states) const {
-        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, vectors, d.scale, d.softcap, states + g);
+    void tile(int64_t g, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors, const Call &d,
+              State *states) const {
+        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, seen + g, vectors, d.scale, d.softcap, states + g);
     }
 
     void finish(State &state, int vectors) const { in_order(state.sums, vectors); }
@@ -312,26 +324,28 @@ struct Attention<bf16, V_> {
 
 #endif
 
-// One thread's part: the queries of one KV head over tokens [begin, end) of one row, four queries at a time.
+// `rows` neighbouring rows of a sequence over tokens [begin, end), for one KV head. Row i, whose own position is
+// last + i, sees up to itself and no further back than the window. States: [rows, G].
 template <typename T, int V_>
-void attend_chunk(const Decode &d, int64_t row, int64_t kv_head, int64_t begin, int64_t end, State *states) {
-    const int64_t C = d.head_dim, S = d.block_size, G = d.heads / d.kv_heads, V = V_ ? V_ : C / 16;
-    const T *q = static_cast<const T *>(d.q) + (row * d.heads + kv_head * G) * C;
+void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t last, int64_t kv_head, int64_t begin,
+            int64_t end, State *states) {
+    const int64_t C = d.head_dim, S = d.block_size, G = d.heads / d.kv_heads, V = V_ ? V_ : C / 16, queries = rows * G;
     const T *keys = static_cast<const T *>(d.kv) + kv_head * S * C;
     const int64_t to_values = d.blocks * d.kv_heads * S * C;
     Attention<T, V_> attention;
-    attention.prepare(q, G * V, d.scale);
-    for (int64_t g = 0; g < G; g++) {
+    for (int64_t row = 0; row < rows; row++)
+        attention.prepare(q + (row * d.heads + kv_head * G) * C, row * G * V, G * V, d.scale);
+    for (int64_t g = 0; g < queries; g++) {
         states[g].highest = -std::numeric_limits<float>::infinity();
         states[g].total = 0;
         for (int64_t i = 0; i < V; i++) states[g].sums[i] = v16{};
     }
     for (int64_t first = begin; first < end;) {
-        const int64_t block = d.tables[row * d.table_width + first / S], offset = first % S;
+        const int64_t block = d.tables[sequence * d.table_width + first / S], offset = first % S;
         const int count = int(std::min<int64_t>({TILE, S - offset, end - first}));
         const T *k = keys + (block * d.kv_heads * S + offset) * C, *v = k + to_values;
         if (first + count < end) {  // blocks lie anywhere: no hardware prefetcher sees the next one coming
-            const int64_t next = first + count, ahead = d.tables[row * d.table_width + next / S];
+            const int64_t next = first + count, ahead = d.tables[sequence * d.table_width + next / S];
             const char *at = (const char *)(keys + (ahead * d.kv_heads * S + next % S) * C);
             const int64_t bytes = std::min<int64_t>(TILE, S) * C * sizeof(T), values = to_values * sizeof(T);
             for (int64_t line = 0; line < bytes; line += 64) {
@@ -339,18 +353,32 @@ void attend_chunk(const Decode &d, int64_t row, int64_t kv_head, int64_t begin, 
                 __builtin_prefetch(at + values + line, 0, 2);
             }
         }
+        Seen seen[MAX_GROUP];
+        for (int64_t row = 0; row < rows; row++) {
+            const int64_t own = last + row, oldest = d.window ? own - d.window + 1 : 0;
+            const Seen part{int(std::clamp<int64_t>(oldest - first, 0, count)), int(std::clamp<int64_t>(own + 1 - first, 0, count))};
+            std::fill_n(seen + row * G, G, part);
+        }
         int64_t g = 0;
-        for (; g + 4 <= G; g += 4) attention.template tile<4>(g, k, v, count, V, d, states);
-        for (; g + 2 <= G; g += 2) attention.template tile<2>(g, k, v, count, V, d, states);
-        for (; g < G; g++) attention.template tile<1>(g, k, v, count, V, d, states);
+        for (; g + 8 <= queries; g += 8) attention.template tile<8>(g, k, v, count, seen, V, d, states);
+        for (; g + 4 <= queries; g += 4) attention.template tile<4>(g, k, v, count, seen, V, d, states);
+        for (; g + 2 <= queries; g += 2) attention.template tile<2>(g, k, v, count, seen, V, d, states);
+        for (; g < queries; g++) attention.template tile<1>(g, k, v, count, seen, V, d, states);
         first += count;
     }
-    for (int64_t g = 0; g < G; g++) attention.finish(states[g], V);
+    for (int64_t g = 0; g < queries; g++) attention.finish(states[g], V);
+}
+
+template <typename T>
+void write_out(T *out, const v16 *sums, float total, int64_t C) {
+    float values[MAX_VECTORS * 16];
+    for (int64_t i = 0; i < C / 16; i++) store16(values + i * 16, sums[i] / total);
+    for (int64_t c = 0; c < C; c++) store(out[c], values[c]);
 }
 
 // Join the chunks of one row and KV head: weights are rescaled to the highest maximum (log-sum-exp merge).
 template <typename T>
-void merge_chunks(const Decode &d, int64_t row, int64_t kv_head, int64_t chunks, const State *states) {
+void merge_chunks(const Call &d, int64_t row, int64_t kv_head, int64_t chunks, const State *states) {
     const int64_t C = d.head_dim, G = d.heads / d.kv_heads;
     T *out = static_cast<T *>(d.out) + (row * d.heads + kv_head * G) * C;
     for (int64_t g = 0; g < G; g++) {
@@ -363,23 +391,22 @@ void merge_chunks(const Decode &d, int64_t row, int64_t kv_head, int64_t chunks,
             total += weight * state.total;
             for (int64_t j = 0; j < C / 16; j++) sums[j] += weight * state.sums[j];
         }
-        float values[MAX_VECTORS * 16];
-        for (int64_t j = 0; j < C / 16; j++) store16(values + j * 16, sums[j] / total);
-        for (int64_t c = 0; c < C; c++) store(out[g * C + c], values[c]);
+        write_out(out + g * C, sums, total, C);
     }
 }
 
+// One thread's part: a sequence, a KV head and a range of tokens (decode) or rows (prefill).
 struct Item {
     int64_t row, kv_head, begin, end;
 };
 
 template <typename T, int V_>
-void decode(const Decode &d, int threads) {
+void decode(const Call &d, int threads) {
     // Chunks are cut at fixed positions, whatever else is in the batch: a row's result never depends on its neighbours.
     std::vector<Item> items;
     std::vector<int64_t> first_item;
     int64_t tokens = 0;
-    for (int64_t row = 0; row < d.rows; row++) {
+    for (int64_t row = 0; row < d.sequences; row++) {
         const int64_t end = d.lengths[row], begin = d.window ? std::max<int64_t>(0, end - d.window) : 0;
         tokens += end - begin;
         for (int64_t kv_head = 0; kv_head < d.kv_heads; kv_head++) {
@@ -394,18 +421,53 @@ void decode(const Decode &d, int threads) {
     if (states.size() < items.size() * G) states.resize(items.size() * G);
     State *const all_states = states.data();
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tokens * d.kv_heads > 256)
-    for (size_t i = 0; i < items.size(); i++)
-        attend_chunk<T, V_>(d, items[i].row, items[i].kv_head, items[i].begin, items[i].end, all_states + i * G);
-    for (int64_t i = 0; i < d.rows * d.kv_heads; i++)
+    for (size_t i = 0; i < items.size(); i++) {
+        const Item &item = items[i];
+        const T *q = static_cast<const T *>(d.q) + item.row * d.heads * d.head_dim;
+        attend<T, V_>(d, item.row, q, 1, d.lengths[item.row] - 1, item.kv_head, item.begin, item.end, all_states + i * G);
+    }
+    for (int64_t i = 0; i < d.sequences * d.kv_heads; i++)
         merge_chunks<T>(d, i / d.kv_heads, i % d.kv_heads, first_item[i + 1] - first_item[i], all_states + first_item[i] * G);
 }
 
+template <typename T, int V_>
+void prefill(const Call &d, int threads) {
+    // As many rows together as make eight queries of one KV head: a key that was read is used eight times.
+    const int64_t C = d.head_dim, G = d.heads / d.kv_heads, together = std::max<int64_t>(1, 8 / G);
+    std::vector<Item> items;
+    for (int64_t i = 0; i < d.sequences; i++)
+        for (int64_t kv_head = 0; kv_head < d.kv_heads; kv_head++)
+            for (int64_t row = d.starts[i]; row < d.starts[i + 1]; row += together)
+                items.push_back({i, kv_head, row, std::min<int64_t>(d.starts[i + 1], row + together)});
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads) if (items.size() > 8)
+    for (size_t i = 0; i < items.size(); i++) {
+        const Item &item = items[i];
+        const int64_t rows = item.end - item.begin;
+        const int64_t last = d.lengths[item.row] - d.starts[item.row + 1] + item.begin;  // position of the first row
+        const int64_t oldest = d.window ? std::max<int64_t>(0, last - d.window + 1) : 0;
+        State states[MAX_GROUP];
+        const T *q = static_cast<const T *>(d.q) + item.begin * d.heads * C;
+        attend<T, V_>(d, item.row, q, rows, last, item.kv_head, oldest, last + rows, states);
+        T *out = static_cast<T *>(d.out) + (item.begin * d.heads + item.kv_head * G) * C;
+        for (int64_t row = 0; row < rows; row++)
+            for (int64_t g = 0; g < G; g++) {
+                const State &state = states[row * G + g];
+                write_out(out + (row * d.heads + g) * C, state.sums, state.total, C);
+            }
+    }
+}
+
+template <typename T, int V_>
+void attention(const Call &d, int threads) {
+    d.starts ? prefill<T, V_>(d, threads) : decode<T, V_>(d, threads);
+}
+
 template <typename T>
-void decode_any(const Decode &d, int threads) {
+void attention_any(const Call &d, int threads) {
     switch (d.head_dim) {
-        case 64: return decode<T, 4>(d, threads);
-        case 128: return decode<T, 8>(d, threads);
-        default: return decode<T, 0>(d, threads);
+        case 64: return attention<T, 4>(d, threads);
+        case 128: return attention<T, 8>(d, threads);
+        default: return attention<T, 0>(d, threads);
     }
 }
 
@@ -588,12 +650,14 @@ extern "C" {
 
 int kvasir_max_group() { return MAX_GROUP; }
 
-void kvasir_decode(int is_bf16, const void *q, const void *kv, const int32_t *tables, const int32_t *lengths, void *out,
-                   int64_t rows, int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t blocks, int64_t block_size,
-                   int64_t table_width, float scale, float softcap, int64_t window, int threads) {
-    const Decode d{q, kv, tables, lengths, out, rows, heads, kv_heads, head_dim, blocks, block_size, table_width, scale,
-                   softcap, window};
-    is_bf16 ? decode_any<bf16>(d, threads) : decode_any<float>(d, threads);
+// Decode where `starts` is null, else prefill.
+void kvasir_attention(int is_bf16, const void *q, const void *kv, const int32_t *tables, const int32_t *lengths,
+                      const int32_t *starts, void *out, int64_t sequences, int64_t heads, int64_t kv_heads,
+                      int64_t head_dim, int64_t blocks, int64_t block_size, int64_t table_width, float scale,
+                      float softcap, int64_t window, int threads) {
+    const Call call{q, kv, tables, lengths, starts, out, sequences, heads, kv_heads, head_dim, blocks, block_size,
+                    table_width, scale, softcap, window};
+    is_bf16 ? attention_any<bf16>(call, threads) : attention_any<float>(call, threads);
 }
 
 void kvasir_write_kv(int is_bf16, const void *q, const void *k, const void *v, void *q_out, void *kv,

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _POINTER, _SIZE = c_void_p, c_int64
 _SIGNATURES: Final[dict[str, list[Any]]] = {
-    "kvasir_decode": [c_int, *[_POINTER] * 5, *[_SIZE] * 7, c_float, c_float, _SIZE, c_int],
+    "kvasir_attention": [c_int, *[_POINTER] * 6, *[_SIZE] * 7, c_float, c_float, _SIZE, c_int],
     "kvasir_write_kv": [c_int, *[_POINTER] * 8, *[_SIZE] * 9, c_int],
     "kvasir_rms_norm": [c_int, *[_POINTER] * 4, _SIZE, _SIZE, c_float, c_int],
     "kvasir_silu_and_mul": [c_int, *[_POINTER] * 2, _SIZE, _SIZE, c_int],
@@ -38,7 +38,7 @@ class Library:
         for name, arguments in _SIGNATURES.items():
             function = getattr(library, name)
             function.argtypes, function.restype = arguments, None
-        self.decode: Kernel = library.kvasir_decode
+        self.attention: Kernel = library.kvasir_attention
         self.write_kv: Kernel = library.kvasir_write_kv
         self.rms_norm: Kernel = library.kvasir_rms_norm
         self.silu_and_mul: Kernel = library.kvasir_silu_and_mul
