@@ -7,6 +7,7 @@ import socket
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.kvasir_runtime.server.harness import is_running, wait_until
 
@@ -68,6 +69,7 @@ async def test_deadline_cuts_with_an_error_event(start_server):
     assert await asyncio.to_thread(server.process.wait, 20) == 0
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_cannot_keep_the_process(start_server):
     """A paused client is no fault; at the deadline it has its last five seconds."""
     server = start_server("--drain-timeout", "200ms").wait_ready()

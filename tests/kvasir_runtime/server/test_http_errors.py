@@ -5,11 +5,13 @@ import json
 import httpx
 import pytest
 
+from tests.kvasir_runtime.server.harness import call
+
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
 
 def post(server, path: str, body: object = None, **kwargs) -> httpx.Response:
-    return httpx.post(server.url + path, json=body, timeout=30, **kwargs)
+    return call("POST", server.url + path, json=body, timeout=30, **kwargs)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +88,8 @@ def test_fields_that_change_nothing_are_accepted(server):
 
 def test_broken_json(server):
     """400 that says the body is not JSON."""
-    reply = httpx.post(
-        f"{server.url}/v1/completions", content=b'{"prompt": ', headers={"content-type": "application/json"}
+    reply = call(
+        "POST", f"{server.url}/v1/completions", content=b'{"prompt": ', headers={"content-type": "application/json"}
     )
     assert reply.status_code == 400
     assert "the body is not valid JSON" in reply.json()["error"]["message"]
@@ -96,7 +98,7 @@ def test_broken_json(server):
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("GET", "/v1/completions", 405)])
 def test_wrong_path_or_method(server, method, path, status):
     """Also what no endpoint answers has OpenAI's shape."""
-    reply = httpx.request(method, server.url + path)
+    reply = call(method, server.url + path)
     assert reply.status_code == status
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
@@ -108,9 +110,9 @@ def test_body_too_large(server):
         for _ in range(40):
             yield b" " * 1024 * 1024
 
-    declared = httpx.post(f"{server.url}/v1/completions", content=b" " * (33 * 1024 * 1024), timeout=30)
+    declared = call("POST", f"{server.url}/v1/completions", content=b" " * (33 * 1024 * 1024), timeout=30)
     assert declared.status_code == 413
-    chunked = httpx.post(f"{server.url}/v1/completions", content=endless(), timeout=30)
+    chunked = call("POST", f"{server.url}/v1/completions", content=endless(), timeout=30)
     assert chunked.status_code == 413
     assert "at most 33554432 bytes" in chunked.json()["error"]["message"]
 
@@ -124,13 +126,16 @@ def test_request_refused_by_the_engine(server):
 
 def test_request_id_is_honoured(server):
     """A usable X-Request-Id comes back and names the completion; an unusable one is replaced."""
-    reply = httpx.post(
-        f"{server.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers={"X-Request-Id": "my-id-1"}
+    reply = call(
+        "POST",
+        f"{server.url}/v1/completions",
+        json={"prompt": "x", "max_tokens": 1},
+        headers={"X-Request-Id": "my-id-1"},
     )
     assert reply.headers["x-request-id"] == "my-id-1"
     assert reply.json()["id"] == "cmpl-my-id-1"
     assert '"request_id": "my-id-1"' in server.log
-    bad = httpx.get(f"{server.url}/version", headers={"X-Request-Id": "bad id{}"})
+    bad = call("GET", f"{server.url}/version", headers={"X-Request-Id": "bad id{}"})
     assert bad.headers["x-request-id"] != "bad id{}"
 
 
@@ -138,7 +143,7 @@ def test_one_line_a_request_in_the_log(server):
     """The access line has what a person looks for: status, tokens, times."""
     headers = {"X-Request-Id": "logged-1"}
     body = {"prompt": [40, 41], "max_tokens": 3, "stream": True}
-    httpx.post(f"{server.url}/v1/completions", json=body, headers=headers)
+    call("POST", f"{server.url}/v1/completions", json=body, headers=headers)
     [entry] = [json.loads(line) for line in server.log.splitlines() if '"logged-1"' in line]
     assert (entry["message"], entry["status"], entry["request_id"]) == ("POST /v1/completions", 200, "logged-1")
     assert (entry["prompt_tokens"], entry["completion_tokens"], entry["finish_reason"]) == (2, 3, "length")
@@ -167,12 +172,12 @@ def test_tokenize_and_back(server):
 
 def test_documentation_is_served(server):
     """/docs and the document behind it exist and name the endpoints."""
-    assert httpx.get(f"{server.url}/docs").status_code == 200
-    paths = httpx.get(f"{server.url}/openapi.json").json()["paths"]
+    assert call("GET", f"{server.url}/docs").status_code == 200
+    paths = call("GET", f"{server.url}/openapi.json").json()["paths"]
     assert {"/v1/completions", "/v1/chat/completions", "/tokenize", "/health", "/metrics"} <= paths.keys()
 
 
 def test_health_and_version(server):
     """Readiness for load balancers, and which version answers."""
-    assert httpx.get(f"{server.url}/health").status_code == 200
-    assert httpx.get(f"{server.url}/version").json()["version"]
+    assert call("GET", f"{server.url}/health").status_code == 200
+    assert call("GET", f"{server.url}/version").json()["version"]

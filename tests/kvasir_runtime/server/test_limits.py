@@ -5,7 +5,7 @@ import asyncio
 import httpx
 import pytest
 
-from tests.kvasir_runtime.server.harness import wait_until
+from tests.kvasir_runtime.server.harness import call, wait_until
 
 SLOW = {"prompt": "def foo(", "max_tokens": 2000, "cache_salt": "slow"}
 
@@ -76,14 +76,14 @@ def test_api_keys_reloaded(start_server, tmp_path):
 
     def status(key: str | None) -> int:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        return httpx.get(f"{server.url}/v1/models", headers=headers).status_code
+        return call("GET", f"{server.url}/v1/models", headers=headers).status_code
 
     assert [status(key) for key in ("flag-key", "first-key", "second-key")] == [200] * 3
     assert [status(key) for key in (None, "wrong", "first")] == [401] * 3
     for path in ("/health", "/metrics", "/version", "/docs", "/openapi.json"):
-        assert httpx.get(server.url + path).status_code == 200, path
+        assert call("GET", server.url + path).status_code == 200, path
     for path in ("/tokenize", "/v1/completions"):
-        assert httpx.post(server.url + path, json={"prompt": "x"}).json()["error"]["code"] == "invalid_api_key", path
+        assert call("POST", server.url + path, json={"prompt": "x"}).json()["error"]["code"] == "invalid_api_key", path
     file.write_text("third-key\n")
     wait_until(lambda: status("third-key") == 200)
     assert status("first-key") == 401

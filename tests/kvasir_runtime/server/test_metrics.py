@@ -1,11 +1,11 @@
 """The exposition against a table of what vLLM exports: names, types, labels and buckets."""
 
-import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kvasir_runtime.contract import metric_names
 from kvasir_runtime.server.metrics import one_two_five
+from tests.kvasir_runtime.server.harness import call
 
 MODEL = {"model_name", "engine"}
 REQUEST_SECONDS = (
@@ -44,7 +44,7 @@ TABLE = [
 def families(server):
     """The scraped families by name, after one completion of three tokens."""
     assert server.complete(prompt=[40, 41], max_tokens=3).status_code == 200
-    text = httpx.get(f"{server.url}/metrics").text
+    text = call("GET", f"{server.url}/metrics").text
     return {family.name: family for family in text_string_to_metric_families(text)}
 
 

@@ -1,9 +1,9 @@
 """The operator port: probes without a token, /admin with it."""
 
-import httpx
 import pytest
 
 from kvasir_runtime.contract.admin_api import AdminState, LivenessState, Phase, ReadinessState
+from tests.kvasir_runtime.server.harness import call
 
 
 def test_probes_need_no_token(server):
@@ -25,7 +25,7 @@ def test_probes_need_no_token(server):
 def test_admin_needs_the_token(server, method, path, authorization):
     """401 for whoever does not present the operator's token."""
     headers = {} if authorization is None else {"Authorization": authorization}
-    reply = httpx.request(method, server.admin_url + path, headers=headers)
+    reply = call(method, server.admin_url + path, headers=headers)
     assert reply.status_code == 401
     assert reply.json()["error"]["code"] == "invalid_token"
 
@@ -33,7 +33,7 @@ def test_admin_needs_the_token(server, method, path, authorization):
 def test_user_port_has_no_admin(server):
     """The operator's endpoints are not to be found on the users' port."""
     for path in ("/admin/state", "/livez", "/readyz"):
-        assert httpx.get(server.url + path).status_code == 404
+        assert call("GET", server.url + path).status_code == 404
 
 
 def test_admin_state(server):
@@ -61,9 +61,9 @@ def test_drain_and_undrain(server):
     assert refused.headers["retry-after"] == "1"
     assert refused.headers["connection"] == "close"
     assert server.probe("/readyz").json()["reason"] == "draining"
-    assert httpx.get(f"{server.url}/health").status_code == 503
+    assert call("GET", f"{server.url}/health").status_code == 503
     assert server.probe("/livez").status_code == 200
-    assert 'kvasir:draining{engine="0",model_name="tiny"} 1.0' in httpx.get(f"{server.url}/metrics").text
+    assert 'kvasir:draining{engine="0",model_name="tiny"} 1.0' in call("GET", f"{server.url}/metrics").text
     assert server.admin("POST", "/admin/undrain").json()["draining"] is False
     assert server.complete(max_tokens=1).status_code == 200
     assert server.probe("/readyz").status_code == 200

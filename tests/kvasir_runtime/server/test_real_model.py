@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from hypothesis import given, settings
 
+from tests.kvasir_runtime.server.fuzz import SETTINGS, check, requests
 from tests.kvasir_runtime.server.harness import Server, has_ended, launch, wait_until
 
 pytestmark = pytest.mark.slow
@@ -95,6 +97,14 @@ def test_every_sampling_field_reaches_the_engine(client, fields):
     """Each combination is served."""
     reply = client.completions.create(model="tiny", prompt="def foo(", max_tokens=12, **fields)
     assert 1 <= reply.usage.completion_tokens <= 12
+
+
+@settings(SETTINGS, max_examples=150)
+@given(requests(absurd=0.0))
+def test_every_sane_request_is_served(real, sent):
+    """Whatever the combination of fields within their bounds, the engine survives it."""
+    check(real, *sent)
+    assert real.probe("/livez").status_code == 200
 
 
 def test_every_process_killed_in_turn(tmp_path):
