@@ -4,6 +4,7 @@ A frame is one byte that names the message's class, then its fields. `requests` 
 the front end binds both before the engine starts, so neither side can miss the other.
 """
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +37,9 @@ _CLASSES: Final[tuple[type[Any], ...]] = (
 _TAGS: Final = {cls: bytes([tag]) for tag, cls in enumerate(_CLASSES)}
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _DECODERS: Final = tuple(msgspec.msgpack.Decoder(cls) for cls in _CLASSES)
+
+MAX_SOCKET_PATH: Final = 107
+"""Bytes of a Unix socket's path that Linux allows."""
 
 LAST_WORDS_MS: Final = 2000
 """How long an ending engine waits until its last message is taken."""

@@ -73,6 +73,17 @@ def test_socket_folder_is_private(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_socket_folder_with_a_long_name(tmp_path, monkeypatch):
+    """Where the temporary folder's path is too long for a socket, another place is taken."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(long))
+    folder = make_socket_folder()
+    assert folder.parent == Path("/dev/shm")
+    assert not list(long.iterdir())
+    folder.rmdir()
+
+
 def test_first_words_are_not_lost(tmp_path):
     """What an engine says before anybody listens is read later, also when the engine has ended meanwhile."""
     front_end = FrontEndLink(tmp_path)
