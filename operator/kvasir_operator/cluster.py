@@ -56,6 +56,7 @@ PODS: Final = Kind("v1", "pods")
 SERVICES: Final = Kind("v1", "services")
 SECRETS: Final = Kind("v1", "secrets")
 EVENTS: Final = Kind("v1", "events")
+NODES: Final = Kind("v1", "nodes")
 LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
 WEBHOOK_CONFIGURATIONS: Final = Kind("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations")
 """Of the whole cluster: its namespace is empty."""

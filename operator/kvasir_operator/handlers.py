@@ -1,7 +1,7 @@
 """What kopf calls: one handler for each kind that is watched. They only pass the event on.
 
 Handlers are `on.event`: kopf puts a finalizer on objects for any other sort, and nothing may wait for the operator to
-be deleted. The watches are narrowed by the server to objects of ours.
+be deleted. The watches are narrowed by the server to objects of ours, and to nodes with GPUs.
 """
 
 import asyncio
@@ -11,7 +11,8 @@ import kopf
 from kubernetes.aio.client import Configuration
 
 from kvasir_operator.api import v1alpha1
-from kvasir_operator.cluster import PODS, SERVICES, SERVICES_OF_OURS
+from kvasir_operator.cluster import NODES, PODS, SERVICES, SERVICES_OF_OURS
+from kvasir_operator.devices import NODE_SELECTOR
 from kvasir_operator.reconciler import Reconciler
 from kvasir_operator.resources import names
 
@@ -31,6 +32,10 @@ def make_registry(reconciler: Reconciler, configuration: Configuration) -> kopf.
     @kopf.on.event("", "v1", "services", registry=registry, labels={names.SERVICE_LABEL: kopf.PRESENT})
     async def on_service(event: kopf.RawEvent, **_: Any) -> None:
         reconciler.notice(SERVICES, event["type"], event["object"])
+
+    @kopf.on.event("", "v1", "nodes", registry=registry, labels={names.GPU_PRESENT_LABEL: "true"})
+    async def on_node(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(NODES, event["type"], event["object"])
 
     @kopf.on.login(registry=registry)
     async def on_login(**_: Any) -> kopf.ConnectionInfo:
@@ -54,13 +59,14 @@ async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
 
 
 def make_settings() -> kopf.OperatorSettings:
-    """Watch what is ours alone; write nothing; look for no new kinds."""
+    """Watch what is ours, and nodes with GPUs; write nothing; look for no new kinds."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
     for plural in ("pods", "services"):
         settings.watching.label_selectors["v1", plural] = names.SERVICE_LABEL
+    settings.watching.label_selectors["v1", "nodes"] = NODE_SELECTOR
     return settings
 
 

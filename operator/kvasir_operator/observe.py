@@ -13,7 +13,9 @@ from kvasir_operator.api.field_errors import FieldError, from_validation_error
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.api.validation import check
 from kvasir_operator.cluster import EVENTS, PODS, SERVICES, Cluster
+from kvasir_operator.devices import Devices
 from kvasir_operator.errors import ApiError
+from kvasir_operator.placement.queue import Standing
 from kvasir_operator.planning.drift import covers
 from kvasir_operator.planning.failures import failure_of
 from kvasir_operator.planning.reading import read_pod
@@ -86,6 +88,7 @@ class Observer:
         self._clock = clock
         self._samples: dict[ServiceKey, dict[str, _Sample]] = {}
         self._desired: dict[ServiceKey, tuple[str, int, Desired]] = {}
+        self.devices = Devices(store, clock)
 
     async def look(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
         """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone.
@@ -116,6 +119,7 @@ class Observer:
         desired = self._read(key, manifest)
         pods = self._store.of_service(key, PODS)
         template = desired.template
+        own = tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid)))
         return Snapshot(
             meta=meta,
             spec=desired.service.spec if desired.service is not None else None,
@@ -124,12 +128,18 @@ class Observer:
             revision=template.digest() if template is not None else "",
             errors=desired.errors,
             source_errors=desired.source_errors,
-            pods=tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid))),
+            pods=own,
             taken_names=frozenset(pod["metadata"]["name"] for pod in pods if owner_uid(pod) != meta.uid),
             service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
             secret=self._tokens.known(meta).state,
             refusals=refusals,
+            standing=self._standing(key, own),
         )
+
+    def _standing(self, key: ServiceKey, pods: Iterable[Pod]) -> Standing | None:
+        """Where the service stands in the queue for devices, worked out only while a pod of its has no node."""
+        waits = any(pod.condition("PodScheduled").status == "False" for pod in pods)
+        return self.devices.standing(key) if waits else None
 
     def token(self, key: ServiceKey) -> str | None:
         """The bearer token of the service's engines; None while there is none."""

@@ -91,13 +91,17 @@ class Process:
         await sync.fill(store, cluster, self.settings.namespaces)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=POD_CONNECTIONS)) as session:
             scraper = Scraper(session, self.settings.scrape_timeout_seconds)
-            reconciler = self._reconciler(cluster, store, scraper)
+            tokens = Tokens(cluster, utc_now)
+            observer = Observer(store, tokens, scraper, cluster, self.settings, utc_now)
+            executor = Executor(cluster, scraper, store, tokens, self.settings, utc_now)
+            reconciler = self._reconciler(cluster, store, observer, executor)
             watching = asyncio.Event()
             try:
                 await first_of(
                     self.watch(reconciler, self.configuration, self.settings.namespaces, watching),
                     self._begin(reconciler, watching),
                     sync.keep_comparing(store, cluster, self.settings.namespaces, reconciler.wake),
+                    observer.devices.keep_comparing(cluster),
                     wait_for(reconciler.failed),
                     self.stop.wait(),
                 )
@@ -113,12 +117,11 @@ class Process:
         reconciler.start()
         await asyncio.Event().wait()
 
-    def _reconciler(self, cluster: Cluster, store: Store, scraper: Scraper) -> Reconciler:
-        tokens = Tokens(cluster, utc_now)
+    def _reconciler(self, cluster: Cluster, store: Store, observer: Observer, executor: Executor) -> Reconciler:
         return Reconciler(
             store,
-            Observer(store, tokens, scraper, cluster, self.settings, utc_now),
-            Executor(cluster, scraper, store, tokens, self.settings, utc_now),
+            observer,
+            executor,
             EventRecorder(cluster, utc_now, self.identity),
             lambda key: StatusWriter(cluster, store, key, utc_now),
             self.settings,

@@ -17,7 +17,7 @@ from typing import Any, Final
 from kvasir_operator import metrics
 from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.backoff import Backoff
-from kvasir_operator.cluster import Kind
+from kvasir_operator.cluster import NODES, Kind
 from kvasir_operator.errors import LeadershipLostError
 from kvasir_operator.events import EventRecorder
 from kvasir_operator.execute import Executor, Outcome, reference
@@ -81,7 +81,10 @@ class Reconciler:
         """Set to an exception when this process must stop acting."""
 
     def notice(self, kind: Kind, change: str | None, manifest: Mapping[str, Any]) -> None:
-        """Take in a watch event, and wake its service if that is news."""
+        """Take in a watch event, and wake its service if that is news. Nodes wake nobody: the scheduler acts then."""
+        if kind == NODES:
+            self._observer.devices.notice(change, manifest)
+            return
         if change == "DELETED":
             version = manifest["metadata"].get("resourceVersion", "")
             key = self._store.remove(kind, manifest["metadata"]["uid"], int(version) if version.isdecimal() else 0)

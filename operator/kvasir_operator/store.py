@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from kvasir_operator.cluster import PODS, SERVICES, SERVICES_OF_OURS, Kind
+from kvasir_operator.placement.inventory import devices_of
 from kvasir_operator.resources import names
 
 Manifest = Mapping[str, Any]
@@ -100,6 +101,10 @@ class Store:
         index = self._by_service.get(key)
         return [self._objects[kind][uid] for uid in index[kind]] if index is not None and kind in index else []
 
+    def all(self, kind: Kind) -> Iterator[Manifest]:
+        """Every object of a kind."""
+        return iter(self._objects[kind].values())
+
     def services(self) -> Iterator[ServiceKey]:
         """Every InferenceService that is known."""
         return (key for key, index in self._by_service.items() if index.get(SERVICES_OF_OURS))
@@ -140,5 +145,18 @@ def _trim(kind: Kind, manifest: Manifest) -> Manifest:
         metadata["annotations"] = {key: value for key, value in annotations.items() if key != _DROPPED_ANNOTATION}
     trimmed = {**manifest, "metadata": metadata}
     if kind == PODS:
-        trimmed["spec"] = {"nodeName": manifest.get("spec", {}).get("nodeName", "")}
+        trimmed["spec"] = _trim_pod_spec(manifest.get("spec", {}))
     return trimmed
+
+
+_READ_OF_DEVICE_PODS: Final = ("nodeSelector", "affinity", "tolerations", "priority")
+
+
+def _trim_pod_spec(spec: Manifest) -> Manifest:
+    """Keep the node, and of a pod that asks for devices what says where it may go."""
+    kept: dict[str, Any] = {"nodeName": spec.get("nodeName", "")}
+    devices = devices_of(spec)
+    if devices:
+        kept["containers"] = [{"resources": {"limits": devices}}]
+        kept |= {key: spec[key] for key in _READ_OF_DEVICE_PODS if key in spec}
+    return kept

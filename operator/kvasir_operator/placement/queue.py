@@ -40,7 +40,6 @@ class Standing:
     most_left: int
     holders: tuple[tuple[str, int], ...]
     ahead: tuple[str, ...]
-    behind: int
 
     @property
     def message(self) -> str:
@@ -51,15 +50,16 @@ class Standing:
         wanted = f"a replica needs {self.demand.count} {self.demand.resource} of one node"
         if not self.nodes:
             return f"{wanted}, and no node that it may use has so many"
-        nodes = "the 1 node" if self.nodes == 1 else f"the {self.nodes} nodes"
-        return f"{wanted}; {nodes} that it may use have {self.total}, at most {self.most_left} left on one"
+        nodes = "the node that it may use has" if self.nodes == 1 else f"the {self.nodes} nodes that it may use have"
+        return f"{wanted}; {nodes} {self.total}, at most {self.most_left} left on one"
 
     def _held(self) -> list[str]:
         shown = [f"{service} has {count}" for service, count in self.holders]
         return [_listed(shown)] if shown else []
 
     def _place(self) -> str:
-        place = f"place {len(self.ahead) + 1} of {len(self.ahead) + 1 + self.behind} in the queue"
+        """Who is behind is not told: each newcomer would change the message of all."""
+        place = f"place {len(self.ahead) + 1} in the queue"
         return f"{place}, after {_listed(list(self.ahead))}" if self.ahead else place
 
 
@@ -82,15 +82,13 @@ def standing_of(service: str, queue: Iterable[Waiter], inventory: Inventory) -> 
         return None
     resource, nodes = own.demand.resource, inventory.suitable(own.demand)
     rivals = [each for each in waiting if each is own or _competes(each.demand, resource, nodes)]
-    position = rivals.index(own)
     return Standing(
         demand=own.demand,
         nodes=len(nodes),
         total=sum(node.devices[resource] for node in nodes),
         most_left=max((inventory.left(node, resource) for node in nodes), default=0),
         holders=tuple(inventory.holders(nodes, resource)),
-        ahead=tuple(each.service for each in rivals[:position]),
-        behind=len(rivals) - position - 1,
+        ahead=tuple(each.service for each in rivals[: rivals.index(own)]),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta
+from kvasir_operator.placement.queue import Standing
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_runtime.contract.admin_api import AdminState, Phase
@@ -229,6 +230,7 @@ class Snapshot:
 
     `spec` and `template` are None where the object could not be read. `source_errors` are what the operator's settings
     say against the model's source: the object itself is sound.
+    `standing` is where the service stands in the queue for devices; None where no pod of its waits for some.
     `taken_names` are pods that are not the service's own but have names that it might choose.
     """
 
@@ -244,6 +246,7 @@ class Snapshot:
     service: ObjectState = ObjectState.MISSING
     secret: ObjectState = ObjectState.MISSING
     refusals: tuple[Refusal, ...] = ()
+    standing: Standing | None = None
     timings: Timings = Timings()
 
     @property

@@ -161,4 +161,6 @@ def _without_details(status: InferenceServiceStatus) -> InferenceServiceStatus:
     return status.model_copy(update={"summary": summary, "conditions": conditions})
 
 
-_TELLING_PROGRESS: Final = frozenset({ConditionType.PROGRESSING, ConditionType.MODEL_AVAILABLE})
+_TELLING_PROGRESS: Final = frozenset(
+    {ConditionType.PROGRESSING, ConditionType.MODEL_AVAILABLE, ConditionType.ACCELERATOR_AVAILABLE}
+)

@@ -1,7 +1,7 @@
 """The conditions of a service: for each its truth table, and the function that follows it line by line."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvasir_operator.api.conditions import ConditionStatus, ConditionType, Reason
@@ -105,6 +105,8 @@ def accelerator_available(facts: Facts) -> Verdict | None:
     if resource is None:
         return None
     failed = _failed_by(facts, ConditionType.ACCELERATOR_AVAILABLE)
+    if failed is not None and failed.reason is Reason.WAITING_FOR_GPU and facts.snapshot.standing is not None:
+        return replace(failed, message=f"{facts.snapshot.standing.message}. {failed.message}")
     if failed is None and facts.staying and all(pod.node for pod in facts.staying):
         return Verdict("True", Reason.ALLOCATED, f"{len(facts.staying)} replicas have their {resource}")
     return failed

@@ -94,7 +94,11 @@ def test_services_are_those_whose_object_is_there() -> None:
 def test_what_is_never_read_is_not_kept() -> None:
     """Managed fields and the pod's spec take most of the memory."""
     store = Store()
-    big = pod(1, spec={"nodeName": "n", "containers": [1] * 1000}, status={"phase": "Running"})
+    big = pod(
+        1,
+        spec={"nodeName": "n", "containers": [{"name": "runtime", "args": ["x"] * 1000}]},
+        status={"phase": "Running"},
+    )
     big["metadata"] |= {"managedFields": [1] * 1000, "annotations": {names.ATTEMPT_ANNOTATION: "1"}}
     store.put(PODS, big)
     (kept,) = store.of_service(KEY, PODS)

@@ -4,7 +4,7 @@ import copy
 from typing import Any, cast
 
 from kvasir_operator import sync
-from kvasir_operator.cluster import PODS, Cluster, Kind
+from kvasir_operator.cluster import NODES, PODS, Cluster, Kind
 from kvasir_operator.events import EventRecorder
 from kvasir_operator.execute import Executor
 from kvasir_operator.observe import Observer
@@ -129,7 +129,7 @@ class Loop:
 
     def _deliver(self, kind: Kind, change: str, manifest: Manifest) -> None:
         """Pass a watch event on, unless it is to be lost or nobody watches its kind."""
-        if kind not in KINDS:
+        if kind not in (*KINDS, NODES):
             return
         if self.lost_events > 0:
             self.lost_events -= 1

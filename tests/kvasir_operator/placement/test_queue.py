@@ -44,13 +44,19 @@ def test_the_message_says_what_is_missing_who_has_it_and_the_place() -> None:
     waiters = [waiter("me", 2, age=1), waiter("first", age=5), waiter("last", age=0)]
     assert told("me", waiters, *claims) == (
         "a replica needs 2 nvidia.com/gpu of one node; the 2 nodes that it may use have 6, at most 1 left on one; "
-        "team/a has 3, team/b has 2; place 2 of 3 in the queue, after team/first"
+        "team/a has 3, team/b has 2; place 2 in the queue, after team/first"
     )
+
+
+def test_who_comes_later_changes_nothing() -> None:
+    """A message that told of those behind would be written anew with each of them."""
+    waiters = [waiter("me", age=1), waiter("first", age=5)]
+    assert told("me", waiters) == told("me", [*waiters, waiter("last", age=0)])
 
 
 def test_those_who_want_other_nodes_are_not_in_the_way() -> None:
     waiters = [waiter("me"), waiter("other", age=9, product=A100), waiter("rival", age=9)]
-    assert told("me", waiters).endswith("place 2 of 2 in the queue, after team/rival")
+    assert told("me", waiters).endswith("place 2 in the queue, after team/rival")
 
 
 def test_many_are_told_by_their_number() -> None:
@@ -58,14 +64,13 @@ def test_many_are_told_by_their_number() -> None:
     claims = [Claim(f"team/h{number}", "l4-1", GPU, 1) for number in range(4)]
     text = told("me", waiters, *claims)
     assert "team/h0 has 1, team/h1 has 1, team/h2 has 1 and 1 more" in text
-    assert text.endswith("place 6 of 6 in the queue, after team/w0, team/w1, team/w2 and 2 more")
+    assert text.endswith("place 6 in the queue, after team/w0, team/w1, team/w2 and 2 more")
 
 
 def test_a_demand_that_no_node_can_meet_says_so() -> None:
     text = told("me", [waiter("me", 16)])
     assert text == (
-        "a replica needs 16 nvidia.com/gpu of one node, and no node that it may use has so many; "
-        "place 1 of 1 in the queue"
+        "a replica needs 16 nvidia.com/gpu of one node, and no node that it may use has so many; place 1 in the queue"
     )
 
 
