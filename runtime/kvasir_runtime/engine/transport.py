@@ -64,12 +64,15 @@ def make_socket_folder() -> Path:
     """
     for parent in (tempfile.gettempdir, lambda: "/dev/shm"):  # noqa: S108 - mkdtemp makes the name safe
         try:
-            return Path(tempfile.mkdtemp(prefix="kvasir-", dir=parent()))
+            folder = Path(tempfile.mkdtemp(prefix="kvasir-", dir=parent()))
         except OSError:
             continue
+        if len(os.fsencode(folder / "requests")) <= MAX_SOCKET_PATH:
+            return folder
+        folder.rmdir()
     raise KvasirError(
         Cause.INVALID_ARGUMENTS,
-        "no writable folder for the engine's sockets",
+        f"no writable folder with a path of at most {MAX_SOCKET_PATH} bytes for the engine's sockets",
         "mount an emptyDir at /tmp or set TMPDIR",
     )
 
