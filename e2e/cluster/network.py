@@ -109,12 +109,21 @@ def _switch_forwarding_on() -> None:
 def disconnect(layout: Layout, addresses: Addresses | None) -> None:
     """Removes what `connect` made on the machine; harmless when nothing is there."""
     if addresses and interface_exists(addresses):
-        shell.run(["ip", "link", "delete", addresses.interface])
+        _delete_interface(addresses)
     for table, rule in machine_rules(layout):
         shell.run(["iptables", "-w", "10", "-t", table, *rule])
     if FORWARDING_BEFORE.exists() and not any_cluster():
         FORWARDING.write_text(FORWARDING_BEFORE.read_text())
         FORWARDING_BEFORE.unlink()
+
+
+def _delete_interface(addresses: Addresses) -> None:
+    """The kernel takes the interface away too, when it buries the node's network: whoever comes first."""
+    try:
+        shell.run(["ip", "link", "delete", addresses.interface])
+    except ClusterError:
+        if interface_exists(addresses):
+            raise
 
 
 def machine_rules(layout: Layout) -> list[tuple[str, list[str]]]:
