@@ -19,11 +19,11 @@ from kvasir_runtime.engine.messages import Heartbeat
 SILENCE_LIMIT_S: Final = 20.0
 """Heartbeats come every second; after this long without one the process is stopped or wedged."""
 
-STANDSTILL_LIMIT_S: Final = 20.0
-"""A step this old, in whose last 20 s the process used no CPU, waits for something that will not come."""
+STANDSTILL_LIMIT_S: Final = 18.0
+"""A step this old, in which the process used no CPU, waits for something that will not come: known within 20 s."""
 
 STANDSTILL_CPU_S: Final = 0.2
-"""CPU seconds that count as none: heartbeats alone use about 0.01 s in 20 s."""
+"""CPU seconds that count as none: heartbeats alone use about 0.01 s in that time."""
 
 STEP_LIMIT_S: Final = 600.0
 """A step computes at most max_num_batched_tokens; five times the longest prefill anybody was seen to wait for."""
@@ -53,7 +53,7 @@ class HeartbeatMonitor:
         self._last = now
         self._step_seconds = beat.step_seconds
         self._cpu_seconds.append((now, beat.cpu_seconds))
-        while now - self._cpu_seconds[0][0] > STANDSTILL_LIMIT_S + 2.0:
+        while len(self._cpu_seconds) > 1 and now - self._cpu_seconds[1][0] >= STANDSTILL_LIMIT_S:
             self._cpu_seconds.popleft()
 
     def step_finished(self, now: float) -> None:
