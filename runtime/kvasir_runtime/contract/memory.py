@@ -16,7 +16,7 @@ from kvasir_runtime.contract.quantities import format_bytes
 
 DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8": 1}
 
-PROCESS_BYTES: Final = 700 * 1024**2
+PROCESS_BYTES: Final = 512 * 1024**2
 """Interpreters, libraries and the front end: resident before a weight is loaded (two processes)."""
 
 UNLIMITED_CPU_KV_BYTES: Final = 4 * 1024**3

@@ -21,7 +21,7 @@ that were running when it became the first count too.
 
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from kvasir_runtime.config import SchedulerConfig
@@ -73,6 +73,9 @@ class Scheduler:
         aborted = list(self._groups.get(request_id, ()))
         for request in aborted:
             self.finish(request, FinishReason.ABORT)
+        if len(self._waiting) > 2 * self.num_waiting + 64:  # most entries are of requests that were aborted
+            self._waiting = [entry for entry in self._waiting if entry[2].status is Status.WAITING]
+            heapify(self._waiting)
         return aborted
 
     def has_work(self) -> bool:

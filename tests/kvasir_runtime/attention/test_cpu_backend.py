@@ -9,7 +9,7 @@ from torch import Tensor
 from kvasir_runtime.attention.cpu_backend import CpuBackend
 from kvasir_runtime.attention.metadata import AttentionMetadata, AttentionSpec, Sequences
 from kvasir_runtime.attention.reference import ReferenceBackend
-from kvasir_runtime.kernels.cpu.library import load_library
+from tests.kvasir_runtime.kernels import variants
 
 TOLERANCE: dict[torch.dtype, Any] = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-5},
@@ -26,12 +26,10 @@ SPECS = {
 }
 
 
-@pytest.fixture
-def backend() -> CpuBackend:
-    library = load_library()
-    assert library is not None, "no C++ compiler on this machine"
+@pytest.fixture(params=variants.params())
+def backend(request: pytest.FixtureRequest) -> CpuBackend:
     torch.set_num_threads(2)
-    return CpuBackend(library)
+    return CpuBackend(variants.library(request.param))
 
 
 def make_step(lengths: list[int], spans: list[tuple[int, int]], block_size: int, num_blocks: int) -> AttentionMetadata:

@@ -132,6 +132,20 @@ def test_abort_frees_everything(when: str) -> None:
     assert (harness.scheduler.num_waiting, harness.scheduler.queued_tokens) == (0, 0)
 
 
+def test_aborted_requests_are_not_kept() -> None:
+    """Clients that come and go while the queue does not move leave nothing behind."""
+    harness = make_harness(max_num_seqs=1)
+    harness.add("running", tokens(0, 4), max_tokens=50)
+    harness.step()
+    for number in range(1000):
+        harness.add(str(number), tokens(0, 8))
+        harness.scheduler.abort(str(number))
+    assert len(harness.scheduler._waiting) < 100
+    harness.add("last", tokens(0, 4), max_tokens=1)
+    harness.run()
+    assert list(harness.finished) == [("running", 0), ("last", 0)]
+
+
 @pytest.mark.parametrize("prefer_prefill", [False, True])
 @pytest.mark.parametrize("eviction", ["lru", "lfu"])
 def test_nobody_waits_longer_than_the_bound(prefer_prefill: bool, eviction: str) -> None:

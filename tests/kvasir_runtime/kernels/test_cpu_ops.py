@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from kvasir_runtime.kernels.cpu.library import load_library
 from kvasir_runtime.kernels.cpu.ops import CpuOps
 from kvasir_runtime.layers.ops import TorchOps
+from tests.kvasir_runtime.kernels import variants
 
 TOLERANCE: dict[torch.dtype, Any] = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-6},
@@ -15,11 +15,9 @@ TOLERANCE: dict[torch.dtype, Any] = {
 }
 
 
-@pytest.fixture
-def ops() -> CpuOps:
-    library = load_library()
-    assert library is not None, "no C++ compiler on this machine"
-    return CpuOps(library)
+@pytest.fixture(params=variants.params())
+def ops(request: pytest.FixtureRequest) -> CpuOps:
+    return CpuOps(variants.library(request.param))
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -1,5 +1,6 @@
 """Every family against transformers in float32: logits and greedy tokens, however the work is cut into steps."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,19 @@ def test_greedy_tokens_with_prefix_hits_and_preemption(checkpoint: tuple[Any, Pa
     assert stats.preemptions > 0
     assert stats.prefix_hit_tokens > 0
     assert stats.blocks_active == 0
+
+
+def test_bfloat16_is_as_near_as_transformers(checkpoint: tuple[Any, Path]) -> None:
+    """Bound: the mean error of log-probabilities against float32 is at most 1.2 times that of transformers itself."""
+    model, folder = checkpoint
+    engine = make_engine(folder, dtype="bfloat16")
+    narrow = copy.deepcopy(model).to(torch.bfloat16)
+    ours, theirs = [], []
+    for prompt in prompts([100, 100, 90]):
+        completion = engine.generate([prompt], SamplingParams(**GREEDY, max_tokens=1, prompt_logprobs=0))[0][0]
+        rows, targets = range(len(prompt) - 1), prompt[1:]
+        exact = reference_logits(model, prompt).log_softmax(-1)[rows, targets]
+        got = torch.tensor([entry.logprob for entry in completion.prompt_logprobs or [] if entry is not None])
+        ours.append((got - exact).abs())
+        theirs.append((reference_logits(narrow, prompt).log_softmax(-1)[rows, targets] - exact).abs())
+    assert 0 < torch.cat(ours).mean() <= 1.2 * torch.cat(theirs).mean()

@@ -9,9 +9,10 @@ import torch
 
 from kvasir_runtime.config import CacheConfig, EngineConfig
 from kvasir_runtime.engine.llm_engine import LLMEngine
-from kvasir_runtime.kernels.cpu.library import Library, load_library
+from kvasir_runtime.kernels.cpu.library import Library
 from kvasir_runtime.quantization.int8 import Int8Linear, int8_linear_oracle
 from kvasir_runtime.sampling_params import SamplingParams
+from tests.kvasir_runtime.kernels import variants
 
 TINY_LLAMA = Path(__file__).parents[2] / "models" / "tiny-llama"
 TOLERANCE: dict[torch.dtype, Any] = {
@@ -20,12 +21,10 @@ TOLERANCE: dict[torch.dtype, Any] = {
 }
 
 
-@pytest.fixture
-def library() -> Library:
-    library = load_library()
-    assert library is not None, "no C++ compiler on this machine"
+@pytest.fixture(params=variants.params())
+def library(request: pytest.FixtureRequest) -> Library:
     torch.set_num_threads(2)
-    return library
+    return variants.library(request.param)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -52,7 +52,7 @@ class Library:
 @functools.cache
 def load_library() -> Library | None:
     """The kernels for this CPU; None, with the reason logged once, when there are none and none can be made."""
-    variant = _best_variant()
+    variant = next(iter(usable_variants()), None)
     if variant is None:
         log.warning("no CPU kernels for %s: attention runs in plain torch", platform.machine())
         return None
@@ -76,8 +76,8 @@ def _open(path: Path) -> Library | None:
     return Library(path)
 
 
-def _best_variant() -> str | None:
-    variants = build.VARIANTS.get(platform.machine(), {})
+def usable_variants() -> list[str]:
+    """Those that this CPU can run, best first."""
     capability = torch.backends.cpu.get_cpu_capability()
     wide = capability.startswith("AVX512")
     usable = {
@@ -85,4 +85,4 @@ def _best_variant() -> str | None:
         "avx512": wide,
         "avx2": capability != "DEFAULT",
     }
-    return next((name for name in variants if usable.get(name, True)), None)
+    return [name for name in build.VARIANTS.get(platform.machine(), {}) if usable.get(name, True)]
