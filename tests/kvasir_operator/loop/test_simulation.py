@@ -108,6 +108,13 @@ class Simulation(RuleBasedStateMachine):
             if engine is not None and read_pod(pod).ready and not engine.draining:
                 engine.inflight += requests
 
+    @rule(by=st.integers(1, 3), turns=st.integers(3, 8))
+    def scale_down_under_load(self, by: int, turns: int) -> None:
+        """What loses requests where it is done wrong."""
+        self.requests_come(2)
+        self.scale(max(0, self.loop.service()["spec"]["replicas"] - by))
+        self.look(turns, 2.0, well=True)
+
     @rule()
     def requests_finish(self) -> None:
         for engine in self.loop.cluster.engines.values():

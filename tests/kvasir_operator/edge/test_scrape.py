@@ -1,0 +1,81 @@
+"""Calls to operator ports, as they go over the wire."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from kvasir_operator.errors import PodError
+from kvasir_operator.planning.state import Unknown
+from kvasir_operator.resources import names
+from kvasir_operator.scrape import Scraper
+from kvasir_runtime.contract.admin_api import AdminState
+from tests.kvasir_operator.edge.conftest import Recorder
+from tests.kvasir_operator.planning.builders import engine
+
+
+@pytest.fixture
+async def scraper(server: Recorder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scraper]:
+    """A scraper whose pods' operator port is that of the test's server."""
+    monkeypatch.setattr(names, "ADMIN_PORT", server.port)
+    async with aiohttp.ClientSession() as session:
+        yield Scraper(session, timeout_s=0.5)
+
+
+async def test_state(server: Recorder, scraper: Scraper) -> None:
+    """With the service's token; fields of newer runtimes are left out."""
+    server.answers = [web.json_response(engine(inflight=3).model_dump(mode="json") | {"newer": 1})]
+    state = await scraper.state("127.0.0.1", "secret")
+    assert isinstance(state, AdminState)
+    assert state.inflight == 3
+    assert server.requests[0]["path"] == "/admin/state"
+    assert server.requests[0]["headers"]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        (web.Response(status=401, text="who are you"), 401, "HTTP 401 who are you"),
+        (web.Response(status=500), 500, "HTTP 500"),
+        (web.Response(text="<html>"), 0, "Invalid JSON"),
+        (web.json_response({"boot_id": "b"}), 0, "Field required"),
+    ],
+)
+async def test_a_state_that_cannot_be_had_is_unknown(
+    server: Recorder, scraper: Scraper, answer: web.Response, code: int, words: str
+) -> None:
+    """With the reason; never zero, never an exception."""
+    server.answers = [answer]
+    state = await scraper.state("127.0.0.1", "secret")
+    assert isinstance(state, Unknown)
+    assert (state.status, words in state.reason) == (code, True)
+
+
+async def test_silence_is_unknown(server: Recorder, scraper: Scraper) -> None:
+    """A pod that hangs costs no more than the timeout."""
+
+    async def hang() -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    server.answers = [hang]
+    assert isinstance(await scraper.state("127.0.0.1", "secret"), Unknown)
+    assert isinstance(await scraper.state("127.0.0.2", "secret"), Unknown)
+
+
+async def test_drain_and_undrain(server: Recorder, scraper: Scraper) -> None:
+    """The time that is left goes with the drain; a refusal is an error."""
+    server.answers = [web.json_response({}), web.json_response({}), web.Response(status=409, text="ends")]
+    await scraper.drain("127.0.0.1", "secret", 12.5)
+    await scraper.undrain("127.0.0.1", "secret")
+    assert [(each["method"], each["path"]) for each in server.requests] == [
+        ("POST", "/admin/drain"),
+        ("POST", "/admin/undrain"),
+    ]
+    assert json.loads(server.requests[0]["body"]) == {"timeout_s": 12.5}
+    with pytest.raises(PodError, match="HTTP 409 ends") as caught:
+        await scraper.undrain("127.0.0.1", "secret")
+    assert caught.value.status == 409
