@@ -1,7 +1,8 @@
 """Who waits for devices, in which order, and who has them.
 
-The order is the scheduler's: pods of a higher priority first, then those that have waited longer. A service whose pods
-need less may still be served before one that needs more, since the scheduler does not hold devices back.
+The order is that of the scheduler's queue: pods of a higher priority first, then those that have waited longer. It is
+no promise: the scheduler holds no devices back for those who need more of them, and lets pods that it tried in vain
+wait longer from time to time, so that a later one may be served first.
 """
 
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ class Waiter:
 
     @property
     def rank(self) -> tuple[int, datetime, str]:
-        """Sorts as the scheduler takes pods."""
+        """Sorts as the scheduler's queue does."""
         return (-self.priority, self.since, self.service)
 
 

@@ -105,8 +105,9 @@ def accelerator_available(facts: Facts) -> Verdict | None:
     if resource is None:
         return None
     failed = _failed_by(facts, ConditionType.ACCELERATOR_AVAILABLE)
-    if failed is not None and failed.reason is Reason.WAITING_FOR_GPU and facts.snapshot.standing is not None:
-        return replace(failed, message=f"{facts.snapshot.standing.message}. {failed.message}")
+    standing = facts.snapshot.standing
+    if failed is not None and standing is not None and failed.reason is not Reason.ACCELERATOR_ERROR:
+        return replace(failed, message=f"{standing.message}. {failed.message}")
     if failed is None and facts.staying and all(pod.node for pod in facts.staying):
         return Verdict("True", Reason.ALLOCATED, f"{len(facts.staying)} replicas have their {resource}")
     return failed

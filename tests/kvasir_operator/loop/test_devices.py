@@ -101,6 +101,22 @@ async def test_what_changes_among_the_others_changes_what_is_said() -> None:
     assert "and no node that it may use has so many" in await look(loop)
 
 
+async def test_demands_that_no_label_meets_are_told_likewise() -> None:
+    """The scheduler's words are others then, and so is the reason; no node counts as one that may be used."""
+    loop = await started()
+    await loop.turn()
+    (pod,) = loop.cluster.pods()
+    words = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity."
+    spec = {**pod["spec"], "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-H100"}}
+    status = {**pod["status"], "conditions": [{**unscheduled(), "message": words}]}
+    loop.cluster.update({**pod, "spec": spec, "status": status})
+    loop.clock.move(15)
+    await loop.turn()
+    told = loop.condition("AcceleratorAvailable")
+    assert (told["status"], told["reason"]) == ("False", "NoMatchingNode")
+    assert "no node that it may use has so many; place 1 in the queue." in told["message"]
+
+
 async def test_a_replica_that_got_its_devices_says_so() -> None:
     loop = await started()
     await waiting(loop)
