@@ -55,7 +55,9 @@ def launch_engine(spec: EngineSpec) -> EngineProcess:
     """Start the engine's process; returns at once, the model loads in the background."""
     link = FrontEndLink(spec.socket_folder)
     oom_kills = count_oom_kills()
-    process = subprocess.Popen([sys.executable, "-m", "kvasir_runtime.engine.engine_process"], stdin=subprocess.PIPE)
+    # -P: what lies in the working directory must not shadow what the engine imports.
+    command = [sys.executable, "-P", "-m", "kvasir_runtime.engine.engine_process"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(spec.to_bytes() + b"\n")
     process.stdin.flush()
