@@ -185,3 +185,19 @@ def test_version(capsys):
     """--version prints the distribution's version."""
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip().count(".") == 2
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        # What runs before the engine is started must be light, and nothing of the front end needs torch.
+        ("kvasir_runtime.server.serve", {"fastapi", "uvicorn", "tokenizers", "torch", "prometheus_client", "jinja2"}),
+        ("kvasir_runtime.server.runner", {"torch", "numpy", "transformers", "rich"}),
+        ("kvasir_runtime.engine.engine_process", {"fastapi", "pydantic", "asyncio", "torch"}),
+    ],
+)
+def test_what_each_process_leaves_out(module, absent):
+    """A start is quick because each part imports only what it needs, when it needs it."""
+    code = f"import sys, {module}; print(*sorted({absent!r} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.split() == []
