@@ -107,9 +107,11 @@ class Cluster:
         """Write the whole object in place of the version that it names; a conflict if there is a newer one."""
         return await self._write("PUT", kind, kind.path(namespace, body["metadata"]["name"]), body)
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Manifest:
-        """Delete exactly that object: another one of the same name is a conflict."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, grace_s: int | None = None) -> Manifest:
+        """Delete exactly that object: another one of the same name is a conflict. A pod may end within `grace_s`."""
+        body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        if grace_s is not None:
+            body["gracePeriodSeconds"] = grace_s
         return await self._write("DELETE", kind, kind.path(namespace, name), body)
 
     async def _write(

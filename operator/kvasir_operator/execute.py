@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 PARALLEL_WRITES: Final = 8
 """Writes of one service at the same time: a scale-up by a hundred should not keep others waiting."""
+EXIT_SECONDS: Final = 30
+"""Time that a pod has to end once the operator deletes it. Its own grace period is for whoever deletes it undrained."""
 TOKEN_BYTES: Final = 32
 """Random bytes of the operator port's token: 256 bits."""
 
@@ -181,7 +183,7 @@ class Executor:
 
     async def _delete_pod(self, meta: ObjectMeta, action: DeletePod) -> None:
         try:
-            answer = await self._cluster.delete(PODS, meta.namespace, action.pod, action.uid)
+            answer = await self._cluster.delete(PODS, meta.namespace, action.pod, action.uid, EXIT_SECONDS)
         except ApiError as error:
             if not error.not_found and not (error.status == CONFLICT and "UID" in str(error)):
                 raise

@@ -59,14 +59,15 @@ async def test_writes_name_their_author(server: Recorder, cluster: Cluster) -> N
     await cluster.create(PODS, "n", {"metadata": {"name": "p"}, "empty": ""})
     await cluster.apply(PODS, "n", {"metadata": {"name": "p"}})
     await cluster.patch(PODS, "n", "p", {"status": {}}, MERGE_PATCH, "status")
-    await cluster.delete(PODS, "n", "p", "u")
+    await cluster.delete(PODS, "n", "p", "u", grace_s=30)
     create, apply, patch, delete = server.requests
     assert (create["method"], create["query"]) == ("POST", {"fieldManager": "kvasir-operator"})
     assert json.loads(create["body"]) == {"metadata": {"name": "p"}, "empty": ""}
     assert apply["query"] == {"fieldManager": "kvasir-operator", "force": "true"}
     assert apply["headers"]["Content-Type"] == "application/apply-patch+yaml"
     assert (patch["path"], patch["headers"]["Content-Type"]) == ("/api/v1/namespaces/n/pods/p/status", MERGE_PATCH)
-    assert json.loads(delete["body"])["preconditions"] == {"uid": "u"}
+    options = json.loads(delete["body"])
+    assert (options["preconditions"], options["gracePeriodSeconds"]) == ({"uid": "u"}, 30)
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class FakeCluster:
             merge(found, body)
         return self._after(self.store(address, found, "MODIFIED"))
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Manifest:
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str, grace_s: int | None = None) -> Manifest:
         address = (kind, namespace, name)
         self._before("delete", address)
         found = copy.deepcopy(self._find(*address))
