@@ -1,0 +1,66 @@
+"""The tables of operator/README.md are those of the code. On failure, put what the test renders between the marks."""
+
+import inspect
+import re
+
+import pytest
+
+from kvasir_operator.api.crd import ROOT
+from kvasir_operator.planning import drain, failures, gates, state, verdicts
+
+README = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
+
+
+def between(mark: str) -> str:
+    return README.partition(f"<!-- {mark} -->\n")[2].partition(f"<!-- /{mark} -->")[0].strip()
+
+
+def compact(table: str) -> str:
+    """A table without the blanks that align it in the code."""
+    lines = [re.sub(r"\s*\|\s*", " | ", line.strip().removeprefix("#").strip()).strip() for line in table.splitlines()]
+    return "\n".join(
+        "|" + "|".join(["---"] * (line.count("|") - 1)) + "|"
+        if line.startswith("|---") or set(line) <= set("|- ")
+        else line
+        for line in lines
+    )
+
+
+def failure_table() -> str:
+    rows = [
+        f"| `{cause}` | {f'`{row.condition}`' if row.condition else '-'} | {row.remedy} |"
+        for cause, row in failures.TABLE.items()
+    ]
+    return "\n".join(["| cause | condition | what to do |", "|---|---|---|", *rows])
+
+
+def condition_tables() -> str:
+    """For each condition what its function says, and the table above it."""
+    source = inspect.getsource(verdicts)
+    parts = []
+    for kind, judge in verdicts.VERDICTS.items():
+        above = source.partition(f"\ndef {judge.__name__}(")[0]
+        table = re.search(r"(?:^# \|.*\n?)+\Z", above, re.MULTILINE)
+        assert table is not None, f"no truth table above {judge.__name__}"
+        words = inspect.getdoc(judge) or ""
+        parts.append(f"**`{kind}`**{words.removeprefix(kind)}\n\n{compact(table[0])}")
+    return "\n\n".join(parts)
+
+
+def table_in(text: str) -> str:
+    return compact("\n".join(line for line in text.splitlines() if line.lstrip("# ").startswith("|")))
+
+
+RENDERED = {
+    "failures": failure_table(),
+    "conditions": condition_tables(),
+    "stages": table_in(inspect.getsource(state.Pod)),
+    "gates": table_in(gates.__doc__ or ""),
+    "drain": table_in(drain.__doc__ or ""),
+}
+
+
+@pytest.mark.parametrize("mark", RENDERED)
+def test_tables(mark: str) -> None:
+    """Word for word."""
+    assert between(mark) == RENDERED[mark]
