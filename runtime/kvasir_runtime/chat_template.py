@@ -4,6 +4,7 @@ Source: https://huggingface.co/docs/transformers/chat_templating_writing
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -44,11 +45,20 @@ class ChatTemplate:
             line = getattr(error, "lineno", None)
             raise ChatTemplateError(f"the chat template is invalid at line {line}: {error}") from None
 
-    def render(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **variables: Any) -> str:
-        """Render messages (role, content, …) to the prompt; raises ChatTemplateError."""
-        context = {**self._special_tokens, **variables, "messages": messages}
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Render messages (role, content, …) to the prompt; raises ChatTemplateError.
+
+        `variables` are what else the template may ask for; they do not replace messages or special tokens.
+        """
+        fixed = {**self._special_tokens, "messages": messages, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(context, add_generation_prompt=add_generation_prompt)
+            return self._template.render({**(variables or {}), **fixed})
         except ChatTemplateError:
             raise
         except Exception as error:

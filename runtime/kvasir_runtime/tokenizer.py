@@ -1,7 +1,7 @@
 """The tokenizer of a model folder: text to ids and back, and its chat template."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -58,13 +58,19 @@ class Tokenizer:
             return bytes(_BYTE_OF[char] for char in token)
         return self._fast.decode([token_id], skip_special_tokens=False).encode()
 
-    def render_chat(self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = True, **options: Any) -> str:
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
         """The prompt of a conversation; raises ChatTemplateError, also when the model has no template."""
         if self.chat_template is None:
             raise ChatTemplateError(
                 "this model has no chat template: use /v1/completions, or start with --chat-template"
             )
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **options)
+        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
 def _load_chat_template(folder: Path, file: str | None) -> ChatTemplate | None:

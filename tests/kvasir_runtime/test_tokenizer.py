@@ -75,6 +75,13 @@ def test_helpers_of_real_templates(source, expected):
     assert ChatTemplate(source, {"bos_token": "<s>"}).render(MESSAGES) == expected
 
 
+def test_variables_reach_the_template():
+    """What a client hands over by name is there; what the server sets stays."""
+    template = ChatTemplate("{{ mood }} {{ messages | length }} {{ add_generation_prompt }}", {})
+    variables = {"mood": "calm", "messages": [], "add_generation_prompt": False}
+    assert template.render(MESSAGES, variables=variables) == "calm 1 True"
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

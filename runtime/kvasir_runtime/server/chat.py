@@ -1,7 +1,7 @@
 """`POST /v1/chat/completions`."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -27,7 +27,10 @@ async def create_chat_completion(service: Service, body: ChatCompletionRequest, 
     model = service.check_model(body.model)
     refuse_unsupported(body)
     text = render(
-        tokenizer, body.messages, add_generation_prompt=body.add_generation_prompt, **(body.chat_template_kwargs or {})
+        tokenizer,
+        body.messages,
+        add_generation_prompt=body.add_generation_prompt,
+        variables=body.chat_template_kwargs,
     )
     prompts = [Prompt(await encode(tokenizer, text, add_special_tokens=False), text)]
     check_prompts(prompts, body, ready, "messages")
@@ -46,12 +49,17 @@ async def create_chat_completion(service: Service, body: ChatCompletionRequest, 
     return await answer(generation, request, reply.whole, reply.events if body.stream else None)
 
 
-def render(tokenizer: Tokenizer, messages: Sequence[ChatMessage], **options: Any) -> str:
+def render(
+    tokenizer: Tokenizer,
+    messages: Sequence[ChatMessage],
+    *,
+    add_generation_prompt: bool,
+    variables: Mapping[str, Any] | None = None,
+) -> str:
     """The conversation as the model was trained to read it; raises ApiError (400) when its template refuses."""
+    turns = [_as_template_reads(number, turn) for number, turn in enumerate(messages)]
     try:
-        return tokenizer.render_chat(
-            [_as_template_reads(number, turn) for number, turn in enumerate(messages)], **options
-        )
+        return tokenizer.render_chat(turns, add_generation_prompt=add_generation_prompt, variables=variables)
     except ChatTemplateError as error:
         raise bad_request(str(error), "messages", code="invalid_value") from None
 

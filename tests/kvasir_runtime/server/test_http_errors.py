@@ -86,6 +86,14 @@ def test_fields_that_change_nothing_are_accepted(server):
     assert post(server, "/v1/completions", {"prompt": "x", "max_tokens": 1, "best_of": 1}).status_code == 200
 
 
+def test_template_variables_cannot_replace_the_request(server):
+    """chat_template_kwargs reach the template, but neither messages nor the request's own fields give way to them."""
+    variables = {"messages": [], "add_generation_prompt": False, "bos_token": "x", "tokenizer": 1, "self": 2}
+    plain = post(server, "/v1/chat/completions", {**CHAT, "max_tokens": 1}).json()
+    reply = post(server, "/v1/chat/completions", {**CHAT, "max_tokens": 1, "chat_template_kwargs": variables}).json()
+    assert reply["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+
+
 def test_broken_json(server):
     """400 that says the body is not JSON."""
     reply = call(
