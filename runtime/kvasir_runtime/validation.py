@@ -13,6 +13,8 @@ def explain(kind: str, message: str, value: Any) -> str:
     """
     if kind == "missing":
         return "is required"
+    if kind == "not_text":
+        return message
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     if kind == "json_invalid":

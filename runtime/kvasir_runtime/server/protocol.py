@@ -8,9 +8,29 @@ Source: https://platform.openai.com/docs/api-reference
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 from pydantic_core import PydanticCustomError
 
+
+def _encodable(text: str) -> str:
+    """JSON can write half a surrogate pair, which is no character and has no bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        msg = f"must be Unicode text, got a lone surrogate at position {error.start}"
+        raise PydanticCustomError("not_text", msg) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0)]
 MAX_PROMPTS = 2048
 """Prompts in one request, as OpenAI allows."""
@@ -61,7 +81,7 @@ class GenerationRequest(_Body):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int | None = Field(default=None, ge=1, le=128)
     stop: Annotated[
-        str | Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)] | None,
+        Text | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=16)] | None,
         _one_of("a string or a list of at most 16 non-empty strings"),
     ] = None
     stop_token_ids: list[TokenId] | None = Field(default=None, max_length=1024)
@@ -89,9 +109,9 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: Annotated[
-        str
+        Text
         | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_PROMPTS)],
         _one_of(f"a string, a list of token ids of at least 0, or a list of at most {MAX_PROMPTS} such prompts"),
     ] = Field(description="text or token ids, one or several")
@@ -104,7 +124,7 @@ class CompletionRequest(GenerationRequest):
 
 class ContentPart(_Body):
     type: str
-    text: str | None = None
+    text: Text | None = None
 
 
 class ChatMessage(BaseModel):
@@ -114,7 +134,7 @@ class ChatMessage(BaseModel):
 
     role: str = Field(min_length=1)
     content: Annotated[
-        str | list[ContentPart] | None, _one_of("a string or a list of parts such as {'type': 'text', 'text': …}")
+        Text | list[ContentPart] | None, _one_of("a string or a list of parts such as {'type': 'text', 'text': …}")
     ] = None
 
 
@@ -138,7 +158,7 @@ class TokenizeRequest(_Body):
     """`POST /tokenize`: a prompt, or a conversation."""
 
     model: str | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = Field(default=None, description="default: true for a prompt, false for messages")
     add_generation_prompt: bool = True

@@ -12,7 +12,7 @@ from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.model_files import ModelFiles
 from kvasir_runtime.server.auth import BearerTokens
-from kvasir_runtime.server.errors import ApiError, unavailable
+from kvasir_runtime.server.errors import ApiError, bad_request, unavailable
 from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S, Lifecycle, StartupClock
 from kvasir_runtime.server.metrics import Metrics
 from kvasir_runtime.server.rates import Rates
@@ -89,7 +89,10 @@ class Service:
 
 
 async def encode(tokenizer: Tokenizer, text: str, *, add_special_tokens: bool) -> list[int]:
-    """Tokenize without holding up the event loop when the text is long."""
-    if len(text) < ENCODE_IN_THREAD_FROM:
-        return tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    """Tokenize without holding up the event loop when the text is long; raises ApiError (400) for what is no text."""
+    try:
+        if len(text) < ENCODE_IN_THREAD_FROM:
+            return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens=add_special_tokens)
+    except UnicodeEncodeError:
+        raise bad_request("the text holds a lone surrogate, which is no character", code="invalid_value") from None

@@ -94,6 +94,31 @@ def test_template_variables_cannot_replace_the_request(server):
     assert reply["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", r'{"prompt": "\ud800"}'),
+        ("/v1/completions", r'{"prompt": ["a", "\ud800"]}'),
+        ("/v1/completions", r'{"prompt": "x", "stop": "\ud800"}'),
+        ("/v1/completions", r'{"prompt": "x", "stop": ["\ud800"]}'),
+        ("/v1/completions", r'{"prompt": "x", "cache_salt": "\ud800"}'),
+        ("/v1/chat/completions", r'{"messages": [{"role": "user", "content": "\udfff"}]}'),
+        ("/v1/chat/completions", r'{"messages": [{"role": "user", "content": [{"type": "text", "text": "\udfff"}]}]}'),
+        ("/tokenize", r'{"prompt": "\udfff"}'),
+        ("/v1/completions", r'{"prompt": "x", "temperature": NaN}'),
+        ("/v1/completions", r'{"prompt": "x", "max_tokens": 1e999}'),
+        ("/v1/completions", "[" * 10_000 + "]" * 10_000),
+        ("/v1/completions", '{"prompt": "x", "seed": ' + "9" * 5000 + "}"),
+        ("/v1/completions", "5"),
+    ],
+)
+def test_what_json_can_say_and_text_or_numbers_cannot(server, path, body):
+    """Half characters, numbers that are none, and depth without end are refused, not stumbled over."""
+    reply = call("POST", server.url + path, content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["message"]
+
+
 def test_broken_json(server):
     """400 that says the body is not JSON."""
     reply = call(
