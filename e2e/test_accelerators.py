@@ -1,0 +1,134 @@
+"""Services that want GPUs, placed by the real scheduler on devices that only the API knows.
+
+No engine runs on such devices: what is tested is who gets them, and what the operator says of those that wait.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from e2e.support import services
+from e2e.support.environment import Environment, program
+from e2e.support.kubectl import Kubectl, Object
+from e2e.support.waiting import wait_for
+
+TOLERATION = {"key": "kvasir.dev/api-only", "operator": "Exists"}
+MODEL = f"file://{services.NODE_MODELS}/tiny-llama"
+"""No volume that a scheduler would look for."""
+TOLD_WITHIN = 60.0
+"""Seconds: the scheduler tries again every minute at most, the operator looks every half."""
+
+
+@pytest.fixture
+def own(environment: Environment) -> Environment:
+    if not environment.own:
+        pytest.skip("nodes are added to clusters made here alone")
+    return environment
+
+
+@contextmanager
+def nodes(prefix: str, *words: str) -> Iterator[str]:
+    """A node of the API alone for as long as the block runs, with the pods bound to it; yields its name."""
+    program("e2e.cluster", "nodes", "add", "--prefix", prefix, *words)
+    try:
+        yield f"{prefix}-1"
+    finally:
+        program("e2e.cluster", "nodes", "remove", f"{prefix}-1")
+
+
+@contextmanager
+def gpus_of_the_real_node(count: int) -> Iterator[None]:
+    program("e2e.cluster", "gpus", str(count), "--product", "NVIDIA-L4", "--memory", "23034")
+    try:
+        yield
+    finally:
+        program("e2e.cluster", "gpus", "0")
+
+
+def wants(kubectl: Kubectl, name: str, **accelerator: Any) -> None:
+    """Apply a service that asks for devices and tolerates nodes without a machine."""
+    asked: Object = {"accelerator": accelerator, "tolerations": [TOLERATION]}
+    kubectl.apply(services.inference_service(name, MODEL, **asked))
+
+
+def told(kubectl: Kubectl, name: str, *words: str) -> str:
+    """What AcceleratorAvailable says while it is False, once it says all that."""
+    found = services.wait_condition(kubectl, name, "AcceleratorAvailable", "False", *words, timeout=TOLD_WITHIN)
+    assert found["reason"] in ("WaitingForGPU", "NoMatchingNode")
+    return str(found["message"])
+
+
+def allocated(kubectl: Kubectl, name: str) -> str:
+    """Wait until the service's pod has its devices; returns its node."""
+    services.wait_condition(kubectl, name, "AcceleratorAvailable", "True", timeout=TOLD_WITHIN)
+    [pod] = services.pods(kubectl, name)
+    return str(pod["spec"]["nodeName"])
+
+
+def vanish(kubectl: Kubectl, name: str) -> None:
+    """Delete a service whose pods nobody runs: no kubelet would ever confirm that they have ended."""
+    pods = [pod["metadata"]["name"] for pod in services.pods(kubectl, name)]
+    kubectl.run("delete", "isvc", name)
+    kubectl.run("delete", "pod", *pods, "--grace-period=0", "--force", "--ignore-not-found")
+    wait_for("the pods to go", lambda: not kubectl.list("pods", f"{services.SERVICE_LABEL}={name}"), timeout=30)
+
+
+def test_services_compete_for_the_devices_of_one_node(own: Environment, kubectl: Kubectl) -> None:
+    """The first is served; the others say who has the devices and behind whom they wait; then they are served too."""
+    space = kubectl.namespace
+    pinned = {"products": ["NVIDIA-H200"]}  # no other node has some
+    with nodes("race", "--gpus", "4", "--product", "NVIDIA-H200", "--memory", "143771") as node:
+        wants(kubectl, "first", count=3, **pinned)
+        assert allocated(kubectl, "first") == node
+        wants(kubectl, "second", count=2, **pinned)
+        told(kubectl, "second", f"{space}/first has 3", "place 1 in the queue")
+        wants(kubectl, "third", count=4, **pinned)
+        message = told(kubectl, "third", f"place 2 in the queue, after {space}/second")
+        assert message.startswith(
+            "a replica needs 4 nvidia.com/gpu of one node; the node that it may use has 4, at most 1 left on one; "
+            f"{space}/first has 3; place 2 in the queue, after {space}/second."
+        )
+        vanish(kubectl, "first")
+        winner, other = wait_for("one to get the devices", lambda: served_first(kubectl), timeout=TOLD_WITHIN)
+        left, has = (2, 2) if winner == "second" else (0, 4)
+        told(kubectl, other, f"at most {left} left on one; {space}/{winner} has {has}; place 1 in the queue")
+        vanish(kubectl, winner)
+        assert allocated(kubectl, other) == node
+
+
+def served_first(kubectl: Kubectl) -> tuple[str, str] | None:
+    """Who got devices, and who did not: the scheduler lets pods that failed more often wait longer."""
+    names = ["second", "third"]
+    placed = [name for name in names if any(pod["spec"].get("nodeName") for pod in services.pods(kubectl, name))]
+    return (placed[0], next(name for name in names if name != placed[0])) if placed else None
+
+
+def test_products_memory_and_slices_choose_the_node(own: Environment, kubectl: Kubectl) -> None:
+    """By the labels of GPU feature discovery; what no node has waits, and says that none has it."""
+    with (
+        nodes("pick-l4", "--gpus", "2", "--product", "NVIDIA-L4", "--memory", "23034") as small,
+        nodes("pick-h100", "--gpus", "2", "--product", "NVIDIA-H100-80GB-HBM3", "--memory", "81559") as large,
+        nodes("pick-mig", "--gpus", "1", "--mig", "1g.10gb=7") as sliced,
+    ):
+        wants(kubectl, "small", products=["L4"])
+        wants(kubectl, "large", minMemory="40Gi", products=["H100-80GB-HBM3"])
+        wants(kubectl, "sliced", mig="1g.10gb")
+        wants(kubectl, "huge", minMemory="200Gi")
+        assert [allocated(kubectl, name) for name in ("small", "large", "sliced")] == [small, large, sliced]
+        told(kubectl, "huge", "a replica needs 1 nvidia.com/gpu of one node, and no node that it may use has so many")
+
+
+def test_a_service_that_waits_gets_devices_that_appear(own: Environment, kubectl: Kubectl) -> None:
+    """On the real node, whose kubelet does not know of them."""
+    wants(kubectl, "late", products=["L4"])
+    told(kubectl, "late", "no node that it may use has so many", "place 1 in the queue")
+    with gpus_of_the_real_node(1):
+        allocated(kubectl, "late")
+        wants(kubectl, "later", products=["L4"])
+        told(kubectl, "later", f"has 1, at most 0 left on one; {kubectl.namespace}/late has 1; place 1 in the queue")
+        kubectl.run("delete", "isvc", "late")
+        allocated(kubectl, "later")
+        kubectl.run("delete", "isvc", "later")
+        wait_for("the pods to end", lambda: not kubectl.list("pods"), timeout=60)
