@@ -298,7 +298,7 @@ struct Attention {
 
     template <int Q>
     void tile(int64_t g, const T *k, const T *v, int count, const Seen *seen, int vectors, const Call &d, State *states) const {
-        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, seen + g, vectors, d.softcap, states + g);
+        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, seen, vectors, d.softcap, states);
     }
 
     void finish(State &, int) const {}
@@ -316,7 +316,7 @@ struct Attention<bf16, V_> {
     template <int Q>
     void tile(int64_t g, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors, const Call &d,
               State *states) const {
-        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, seen + g, vectors, d.scale, d.softcap, states + g);
+        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, seen, vectors, d.scale, d.softcap, states);
     }
 
     void finish(State &state, int vectors) const { in_order(state.sums, vectors); }
@@ -324,18 +324,19 @@ struct Attention<bf16, V_> {
 
 #endif
 
-// `rows` neighbouring rows of a sequence over tokens [begin, end), for one KV head. Row i, whose own position is
-// last + i, sees up to itself and no further back than the window. States: [rows, G].
+// `rows` neighbouring rows of a sequence over tokens [begin, end), for KV heads from `head` on. Row i, whose own position
+// is last + i, sees up to itself and no further back than the window. States: [count, rows, G].
 template <typename T, int V_>
-void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t last, int64_t kv_head, int64_t begin,
-            int64_t end, State *states) {
+void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t last, int64_t head, int64_t head_count,
+            int64_t begin, int64_t end, State *states) {
     const int64_t C = d.head_dim, S = d.block_size, G = d.heads / d.kv_heads, V = V_ ? V_ : C / 16, queries = rows * G;
-    const T *keys = static_cast<const T *>(d.kv) + kv_head * S * C;
+    const T *keys = static_cast<const T *>(d.kv) + head * S * C;
     const int64_t to_values = d.blocks * d.kv_heads * S * C;
     Attention<T, V_> attention;
-    for (int64_t row = 0; row < rows; row++)
-        attention.prepare(q + (row * d.heads + kv_head * G) * C, row * G * V, G * V, d.scale);
-    for (int64_t g = 0; g < queries; g++) {
+    for (int64_t h = 0; h < head_count; h++)
+        for (int64_t row = 0; row < rows; row++)
+            attention.prepare(q + (row * d.heads + (head + h) * G) * C, (h * queries + row * G) * V, G * V, d.scale);
+    for (int64_t g = 0; g < head_count * queries; g++) {
         states[g].highest = -std::numeric_limits<float>::infinity();
         states[g].total = 0;
         for (int64_t i = 0; i < V; i++) states[g].sums[i] = v16{};
@@ -343,15 +344,10 @@ void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t l
     for (int64_t first = begin; first < end;) {
         const int64_t block = d.tables[sequence * d.table_width + first / S], offset = first % S;
         const int count = int(std::min<int64_t>({TILE, S - offset, end - first}));
-        const T *k = keys + (block * d.kv_heads * S + offset) * C, *v = k + to_values;
-        if (first + count < end) {  // blocks lie anywhere: no hardware prefetcher sees the next one coming
-            const int64_t next = first + count, ahead = d.tables[sequence * d.table_width + next / S];
-            const char *at = (const char *)(keys + (ahead * d.kv_heads * S + next % S) * C);
-            const int64_t bytes = std::min<int64_t>(TILE, S) * C * sizeof(T), values = to_values * sizeof(T);
-            for (int64_t line = 0; line < bytes; line += 64) {
-                __builtin_prefetch(at + line, 0, 2);
-                __builtin_prefetch(at + values + line, 0, 2);
-            }
+        const T *k = keys + (block * d.kv_heads * S + offset) * C, *next = nullptr;
+        if (first + count < end) {
+            const int64_t ahead = d.tables[sequence * d.table_width + (first + count) / S];
+            next = keys + (ahead * d.kv_heads * S + (first + count) % S) * C;
         }
         Seen seen[MAX_GROUP];
         for (int64_t row = 0; row < rows; row++) {
@@ -359,14 +355,26 @@ void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t l
             const Seen part{int(std::clamp<int64_t>(oldest - first, 0, count)), int(std::clamp<int64_t>(own + 1 - first, 0, count))};
             std::fill_n(seen + row * G, G, part);
         }
-        int64_t g = 0;
-        for (; g + 8 <= queries; g += 8) attention.template tile<8>(g, k, v, count, seen, V, d, states);
-        for (; g + 4 <= queries; g += 4) attention.template tile<4>(g, k, v, count, seen, V, d, states);
-        for (; g + 2 <= queries; g += 2) attention.template tile<2>(g, k, v, count, seen, V, d, states);
-        for (; g < queries; g++) attention.template tile<1>(g, k, v, count, seen, V, d, states);
+        for (int64_t h = 0; h < head_count; h++, k += S * C) {
+            if (next) {  // blocks lie anywhere: no hardware prefetcher sees the next one coming
+                const char *at = (const char *)(next + h * S * C);
+                const int64_t bytes = std::min<int64_t>(TILE, S) * C * sizeof(T), values = to_values * sizeof(T);
+                for (int64_t line = 0; line < bytes; line += 64) {
+                    __builtin_prefetch(at + line, 0, 2);
+                    __builtin_prefetch(at + values + line, 0, 2);
+                }
+            }
+            State *own = states + h * queries;
+            int64_t g = 0;
+            const int64_t base = h * queries;
+            for (; g + 8 <= queries; g += 8) attention.template tile<8>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
+            for (; g + 4 <= queries; g += 4) attention.template tile<4>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
+            for (; g + 2 <= queries; g += 2) attention.template tile<2>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
+            for (; g < queries; g++) attention.template tile<1>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
+        }
         first += count;
     }
-    for (int64_t g = 0; g < queries; g++) attention.finish(states[g], V);
+    for (int64_t g = 0; g < head_count * queries; g++) attention.finish(states[g], V);
 }
 
 template <typename T>
@@ -376,17 +384,17 @@ void write_out(T *out, const v16 *sums, float total, int64_t C) {
     for (int64_t c = 0; c < C; c++) store(out[c], values[c]);
 }
 
-// Join the chunks of one row and KV head: weights are rescaled to the highest maximum (log-sum-exp merge).
+// Join the chunks of one row and KV head, `stride` states apart: weights are rescaled to the highest maximum (log-sum-exp merge).
 template <typename T>
-void merge_chunks(const Call &d, int64_t row, int64_t kv_head, int64_t chunks, const State *states) {
+void merge_chunks(const Call &d, int64_t row, int64_t kv_head, int64_t chunks, int64_t stride, const State *states) {
     const int64_t C = d.head_dim, G = d.heads / d.kv_heads;
     T *out = static_cast<T *>(d.out) + (row * d.heads + kv_head * G) * C;
     for (int64_t g = 0; g < G; g++) {
         float highest = -std::numeric_limits<float>::infinity(), total = 0;
-        for (int64_t i = 0; i < chunks; i++) highest = std::max(highest, states[i * G + g].highest);
+        for (int64_t i = 0; i < chunks; i++) highest = std::max(highest, states[i * stride + g].highest);
         v16 sums[MAX_VECTORS] = {};
         for (int64_t i = 0; i < chunks; i++) {
-            const State &state = states[i * G + g];
+            const State &state = states[i * stride + g];
             const float weight = exp_nonpositive(state.highest - highest);
             total += weight * state.total;
             for (int64_t j = 0; j < C / 16; j++) sums[j] += weight * state.sums[j];
@@ -403,31 +411,43 @@ struct Item {
 template <typename T, int V_>
 void decode(const Call &d, int threads) {
     // Chunks are cut at fixed positions, whatever else is in the batch: a row's result never depends on its neighbours.
+    // All KV heads of a block lie side by side and are read together, unless that leaves threads without work.
+    const int64_t G = d.heads / d.kv_heads;
+    int64_t chunks = 0, tokens = 0;
+    for (int64_t row = 0; row < d.sequences; row++) {
+        chunks += (d.lengths[row] + CHUNK - 1) / CHUNK;
+        tokens += d.lengths[row];
+    }
+    const bool together = chunks >= 2 * threads && d.heads <= MAX_GROUP;
+    const int64_t heads_each = together ? d.kv_heads : 1, states_each = heads_each * G;
     std::vector<Item> items;
     std::vector<int64_t> first_item;
-    int64_t tokens = 0;
     for (int64_t row = 0; row < d.sequences; row++) {
         const int64_t end = d.lengths[row], begin = d.window ? std::max<int64_t>(0, end - d.window) : 0;
-        tokens += end - begin;
-        for (int64_t kv_head = 0; kv_head < d.kv_heads; kv_head++) {
+        for (int64_t head = 0; head < d.kv_heads; head += heads_each) {
             first_item.push_back(items.size());
             for (int64_t at = begin; at < end; at = (at / CHUNK + 1) * CHUNK)
-                items.push_back({row, kv_head, at, std::min(end, (at / CHUNK + 1) * CHUNK)});
+                items.push_back({row, head, at, std::min(end, (at / CHUNK + 1) * CHUNK)});
         }
     }
     first_item.push_back(items.size());
-    const int64_t G = d.heads / d.kv_heads;
     static thread_local std::vector<State> states;  // kept from step to step
-    if (states.size() < items.size() * G) states.resize(items.size() * G);
+    if (states.size() < items.size() * states_each) states.resize(items.size() * states_each);
     State *const all_states = states.data();
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (tokens * d.kv_heads > 256)
     for (size_t i = 0; i < items.size(); i++) {
         const Item &item = items[i];
         const T *q = static_cast<const T *>(d.q) + item.row * d.heads * d.head_dim;
-        attend<T, V_>(d, item.row, q, 1, d.lengths[item.row] - 1, item.kv_head, item.begin, item.end, all_states + i * G);
+        attend<T, V_>(d, item.row, q, 1, d.lengths[item.row] - 1, item.kv_head, heads_each, item.begin, item.end,
+                      all_states + i * states_each);
     }
-    for (int64_t i = 0; i < d.sequences * d.kv_heads; i++)
-        merge_chunks<T>(d, i / d.kv_heads, i % d.kv_heads, first_item[i + 1] - first_item[i], all_states + first_item[i] * G);
+    const int64_t parts = d.kv_heads / heads_each;
+    for (int64_t row = 0; row < d.sequences; row++)
+        for (int64_t head = 0; head < d.kv_heads; head++) {
+            const int64_t group = row * parts + head / heads_each;
+            const State *first = all_states + first_item[group] * states_each + head % heads_each * G;
+            merge_chunks<T>(d, row, head, first_item[group + 1] - first_item[group], states_each, first);
+        }
 }
 
 template <typename T, int V_>
@@ -447,7 +467,7 @@ void prefill(const Call &d, int threads) {
         const int64_t oldest = d.window ? std::max<int64_t>(0, last - d.window + 1) : 0;
         State states[MAX_GROUP];
         const T *q = static_cast<const T *>(d.q) + item.begin * d.heads * C;
-        attend<T, V_>(d, item.row, q, rows, last, item.kv_head, oldest, last + rows, states);
+        attend<T, V_>(d, item.row, q, rows, last, item.kv_head, 1, oldest, last + rows, states);
         T *out = static_cast<T *>(d.out) + (item.begin * d.heads + item.kv_head * G) * C;
         for (int64_t row = 0; row < rows; row++)
             for (int64_t g = 0; g < G; g++) {
