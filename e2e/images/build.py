@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections import deque
 from importlib import metadata
 from pathlib import Path
@@ -40,7 +41,7 @@ def build_images(parts: list[str], tool: str, accelerator: str, cache: Path, pro
             own = {name: value for name, value in arguments.items() if f"ARG {name}" in dockerfile.read_text()}
             build = builders.Build(image_name(part), dockerfile, ROOT, own, volumes)
             with progress.step(f"image kvasir/{part}:dev") as step:
-                _run(builders.build_command(builder, build), step)
+                _run(builders.build_command(builder, build), step, cache / "images" / f"{part}.log")
                 step.note = size(builder, build.image)
     return builder
 
@@ -69,13 +70,20 @@ def _torch_is_at_hand(accelerator: str) -> bool:
     return accelerator == "cpu" and shell.succeeds(argv)
 
 
-def _run(argv: list[str], step: Step) -> None:
-    """Run a build; its last line is shown while it works, its end when it fails."""
+def _run(argv: list[str], step: Step, log: Path) -> None:
+    """Run a build; its last line is shown while it works, its end when it fails, and all of it is in `log`."""
     tail: deque[str] = deque(maxlen=TAIL)
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with (
+        log.open("w") as file,
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             tail.append(line.rstrip())
+            file.write(f"{time.monotonic() - began:7.1f} s  {line}")
             step.update(line.strip()[:100])
     if process.returncode != 0:
-        raise ClusterError(f"failed with status {process.returncode}: {' '.join(argv)}\n" + "\n".join(tail))
+        shown = "\n".join(tail)
+        raise ClusterError(f"failed with status {process.returncode}: {' '.join(argv)}\n{shown}\nThe whole log: {log}")
