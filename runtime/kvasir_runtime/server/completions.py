@@ -1,7 +1,7 @@
 """`POST /v1/completions`."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
@@ -15,10 +15,10 @@ from kvasir_runtime.server.generation import Choice, Delta, Generation, Prompt
 from kvasir_runtime.server.logprobs import completion_logprobs, prompt_logprobs, token_text
 from kvasir_runtime.server.middleware import LOG_FIELDS
 from kvasir_runtime.server.protocol import CompletionRequest, GenerationRequest
-from kvasir_runtime.server.replies import CompletionChoice, CompletionLogprobs, CompletionReply
+from kvasir_runtime.server.replies import ChatCompletionReply, CompletionChoice, CompletionLogprobs, CompletionReply
 from kvasir_runtime.server.sampling import context_length_exceeded, refuse_unsupported, sampling_params, stop_strings
 from kvasir_runtime.server.service import Service, encode
-from kvasir_runtime.server.stream import DONE, DisconnectWatch, EventStream, event
+from kvasir_runtime.server.stream import CLIENT_CLOSED_REQUEST, DONE, DisconnectWatch, EventStream, event
 from kvasir_runtime.tokenizer import Tokenizer
 
 
@@ -44,7 +44,12 @@ async def create_completion(service: Service, body: CompletionRequest, request: 
     return await answer(generation, request, reply.whole, reply.events if body.stream else None)
 
 
-async def answer(generation: Generation, request: Request, whole: Any, events: Any) -> Response:
+async def answer(
+    generation: Generation,
+    request: Request,
+    whole: Callable[[], CompletionReply | ChatCompletionReply],
+    events: Callable[[], AsyncIterator[bytes]] | None,
+) -> Response:
     """Run a generation to its end, or hand it to a stream once its first token is there; frees it in any case."""
     watch = DisconnectWatch(request.receive, generation.abort)
 
@@ -61,6 +66,8 @@ async def answer(generation: Generation, request: Request, whole: Any, events: A
         response = Response(whole().to_json(), media_type="application/json")
     except BaseException:
         close()
+        if watch.gone:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
         raise
     close()
     return response
@@ -102,7 +109,9 @@ def _check_ids(param: str, largest: int, vocab_size: int) -> None:
         )
 
 
-def detokenizer_factory(tokenizer: Tokenizer, body: GenerationRequest) -> Any:
+def detokenizer_factory(tokenizer: Tokenizer, body: GenerationRequest) -> Callable[[Prompt], Detokenizer]:
+    """What turns one choice's tokens into text, as the request wants it."""
+
     def make(prompt: Prompt) -> Detokenizer:
         return Detokenizer(
             tokenizer,

@@ -12,6 +12,9 @@ from kvasir_runtime.server.errors import from_exception
 
 DONE: Final = b"data: [DONE]\n\n"
 
+CLIENT_CLOSED_REQUEST: Final = 499
+"""What the log shows for a client that did not wait for its answer; nobody receives it."""
+
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -25,15 +28,16 @@ class DisconnectWatch:
 
     def __init__(self, receive: Receive, on_gone: Callable[[], None]) -> None:
         """Start watching; the request's body must have been read."""
+        self.gone = False
         self._task = asyncio.create_task(self._watch(receive, on_gone))
 
     def stop(self) -> None:
         self._task.cancel()
 
-    @staticmethod
-    async def _watch(receive: Receive, on_gone: Callable[[], None]) -> None:
+    async def _watch(self, receive: Receive, on_gone: Callable[[], None]) -> None:
         while (await receive())["type"] != "http.disconnect":
             continue
+        self.gone = True
         on_gone()
 
 

@@ -66,6 +66,8 @@ async def test_disconnect_ends_running_and_queued_work(start_server, stream):
         wait_until, lambda: all(admin_state(server)[name] == 0 for name in ("inflight", "waiting", "running"))
     )
     assert server.complete(max_tokens=1).status_code == 200
+    expected = 2 if stream else 3  # the running stream had its 200 already
+    wait_until(lambda: sum('"status": 499' in line for line in server.log.splitlines()) == expected)
 
 
 def test_api_keys_reloaded(start_server, tmp_path):
