@@ -97,7 +97,6 @@ class Observer:
         """
         manifest = self._store.service(key)
         if manifest is None:
-            self._forget(key)
             return None
         meta = ObjectMeta.model_validate(manifest["metadata"])
         own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == meta.uid]
@@ -167,7 +166,8 @@ class Observer:
             self._desired[key] = kept
         return kept[2]
 
-    def _forget(self, key: ServiceKey) -> None:
+    def forget(self, key: ServiceKey) -> None:
+        """Keep nothing of a service that is gone."""
         self._samples.pop(key, None)
         kept = self._desired.pop(key, None)
         if kept is not None:

@@ -138,6 +138,7 @@ class Reconciler:
                 self.failed.set_exception(error)
         finally:
             del self._tasks[key], self._services[key]
+            self._observer.forget(key)
             self._count(service, Counter())
             metrics.SERVICES.set(len(self._tasks))
 
