@@ -51,11 +51,11 @@ class Step:
         self._status = status
 
     def update(self, detail: str) -> None:
-        """Replaces the detail behind the title; without a terminal, a line every ten seconds."""
+        """Replaces the detail behind the title; without a terminal, a line every half minute."""
         if hasattr(self._status, "update"):
             self._status.update(f"{self._title}: {detail}")
-        elif time.monotonic() - self._shown > 10:
-            self._console.print(f"  {self._title}: {detail}")
+        elif time.monotonic() - self._shown > 30:
+            self._console.print(f"  {detail}")
             self._shown = time.monotonic()
 
 
