@@ -37,7 +37,7 @@ async def test_sigterm_loses_no_stream(start_server):
     async with httpx.AsyncClient(limits=limits) as client:
         streams = [
             asyncio.create_task(
-                read_stream(client, server.url, {**SLOW, "max_tokens": 5 + number % 4, "return_token_ids": True})
+                read_stream(client, server.url, {**SLOW, "max_tokens": 80 + number % 4, "return_token_ids": True})
             )
             for number in range(64)
         ]
@@ -50,7 +50,7 @@ async def test_sigterm_loses_no_stream(start_server):
         for number, events in enumerate(await asyncio.gather(*streams)):
             assert events[-1] == "[DONE]"
             assert events[-2]["choices"][0]["finish_reason"] == "length"
-            assert sum(len(event["choices"][0]["token_ids"]) for event in events[:-1]) == 5 + number % 4
+            assert sum(len(event["choices"][0]["token_ids"]) for event in events[:-1]) == 80 + number % 4
     assert await asyncio.to_thread(server.process.wait, 20) == 0
     assert not server.termination_log.exists()
 
