@@ -47,6 +47,7 @@ class _Sample:
 
     state: AdminState | Unknown = NOT_ASKED
     asked_at: datetime | None = None
+    changes: int = 0
     silences: int = 0
     warnings: tuple[PodWarning, ...] = ()
     warned_at: datetime | None = None
@@ -64,6 +65,7 @@ class Desired:
 
     service: InferenceService | None
     template: RevisionTemplate | None
+    revision: str
     errors: tuple[FieldError, ...]
     source_errors: tuple[FieldError, ...]
 
@@ -91,23 +93,28 @@ class Observer:
         self.devices = Devices(store, clock)
 
     async def look(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
-        """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone.
+        """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone."""
+        await self.refresh(key)
+        return self.recall(key, refusals)
+
+    async def refresh(self, key: ServiceKey) -> tuple[object, ...]:
+        """Ask the engines whose answers are too old. Equal results mean that nothing changed between two calls.
 
         Raises ApiError when the Secret with the engines' token cannot be read.
         """
         manifest = self._store.service(key)
         if manifest is None:
-            return None
+            return ()
         meta = ObjectMeta.model_validate(manifest["metadata"])
         own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == meta.uid]
         known = self._samples.get(key, {})
         samples = {pod["metadata"]["uid"]: known.get(pod["metadata"]["uid"]) or _Sample() for pod in own}
         self._samples[key] = samples
         doubted = any(sample.doubts_token for sample in samples.values())
-        token = (await self._tokens.look(meta, doubted=doubted)).value
+        token = await self._tokens.look(meta, doubted=doubted)
         pods = [read_pod(pod, samples[pod["metadata"]["uid"]].state) for pod in own]
-        await asyncio.gather(*(self._ask(key, pod, samples[pod.uid], token) for pod in pods))
-        return self.recall(key, refusals)
+        await asyncio.gather(*(self._ask(key, pod, samples[pod.uid], token.value) for pod in pods))
+        return self._store.changes(key), token.state, *((uid, sample.changes) for uid, sample in samples.items())
 
     def recall(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
         """Make a snapshot of what is known already."""
@@ -117,14 +124,13 @@ class Observer:
         meta = ObjectMeta.model_validate(manifest["metadata"])
         desired = self._read(key, manifest)
         pods = self._store.of_service(key, PODS)
-        template = desired.template
         own = tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid)))
         return Snapshot(
             meta=meta,
             spec=desired.service.spec if desired.service is not None else None,
             status=_read_status(manifest),
-            template=template,
-            revision=template.digest() if template is not None else "",
+            template=desired.template,
+            revision=desired.revision,
             errors=desired.errors,
             source_errors=desired.source_errors,
             pods=own,
@@ -175,21 +181,26 @@ class Observer:
 
     async def _ask(self, key: ServiceKey, pod: Pod, sample: _Sample, token: str | None) -> None:
         """Bring one pod's sample up to date, if it is worth it."""
+        before = sample.state, sample.warnings
         now = self._clock()
         if not pod.has_process or pod.stage in (Stage.FINISHED, Stage.LEAVING) or not pod.ip:
             sample.state = NOT_ASKED
         elif token is None:
             sample.state = Unknown("the Secret with the operator port's token is missing")
         elif sample.asked_at is None or now - sample.asked_at >= self._age_limit(pod):
-            sample.state = await self._scraper.state(pod.ip, token)
-            sample.asked_at = now
-            sample.silences = sample.silences + 1 if isinstance(sample.state, Unknown) else 0
-            if sample.silences in SILENCES:
-                await self._verify(pod, key)
+            await self._scrape(key, pod, sample, token)
         if not is_stuck(pod, now):
             sample.warnings, sample.warned_at = (), None
         elif sample.warned_at is None or now - sample.warned_at >= WARNINGS_AGE:
             sample.warnings, sample.warned_at = await self._warnings(key, pod), now
+        sample.changes += (sample.state, sample.warnings) != before
+
+    async def _scrape(self, key: ServiceKey, pod: Pod, sample: _Sample, token: str) -> None:
+        sample.state = await self._scraper.state(pod.ip, token)
+        sample.asked_at = self._clock()
+        sample.silences = sample.silences + 1 if isinstance(sample.state, Unknown) else 0
+        if sample.silences in SILENCES:
+            await self._verify(pod, key)
 
     def _age_limit(self, pod: Pod) -> timedelta:
         if pod.stage is Stage.SERVING:
@@ -232,10 +243,12 @@ def read_desired(manifest: Manifest, settings: Settings) -> Desired:
     try:
         service = InferenceService.from_manifest(manifest)
     except ValidationError as error:
-        return Desired(None, None, tuple(from_validation_error(error)), ())
+        return Desired(None, None, "", tuple(from_validation_error(error)), ())
     errors, source_errors = tuple(check(service)), tuple(check_source(service.spec.model.source, settings))
-    template = RevisionTemplate.of(service, settings) if not errors and not source_errors else None
-    return Desired(service, template, errors, source_errors)
+    if errors or source_errors:
+        return Desired(service, None, "", errors, source_errors)
+    template = RevisionTemplate.of(service, settings)
+    return Desired(service, template, template.digest(), (), ())
 
 
 def _read_status(manifest: Manifest) -> InferenceServiceStatus:

@@ -37,5 +37,10 @@ def next_interval(snapshot: Snapshot, before_s: float, pace: Pace, now: datetime
     return min(pace.idle_s, max(pace.busy_s, before_s * 2))
 
 
+def is_at_rest(snapshot: Snapshot) -> bool:
+    """Whether nothing is going to happen to the pods by time alone: all of them serve, and have nothing to do."""
+    return all(pod.stage is Stage.SERVING and not _is_busy(pod) for pod in snapshot.pods)
+
+
 def _is_busy(pod: Pod) -> bool:
     return isinstance(pod.runtime, AdminState) and pod.runtime.inflight > 0

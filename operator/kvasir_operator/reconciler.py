@@ -22,7 +22,7 @@ from kvasir_operator.errors import LeadershipLostError
 from kvasir_operator.events import EventRecorder
 from kvasir_operator.execute import Executor, Outcome, reference
 from kvasir_operator.observe import Observer
-from kvasir_operator.pacing import Pace, next_interval
+from kvasir_operator.pacing import Pace, is_at_rest, next_interval
 from kvasir_operator.planning.actions import Drain, Note, Undrain
 from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
 from kvasir_operator.planning.plan import make_plan
@@ -47,6 +47,7 @@ class _Service:
     writer: StatusWriter
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     interval: float = 0.0
+    rested: tuple[object, ...] = ()
     eager: int = 0
     errors: int = 0
     stages: Counter[str] = field(default_factory=Counter)
@@ -165,8 +166,11 @@ class Reconciler:
         return wait
 
     async def _turn(self, key: ServiceKey, service: _Service) -> float | None:
-        """Observe, plan, execute, tell. Returns seconds until the next turn."""
-        snapshot = await self._observer.look(key, service.backoff.refusals)
+        """Observe, plan, execute, tell. Returns seconds until the next turn; None when the service is gone."""
+        seen = await self._observer.refresh(key)
+        if seen and seen == service.rested:
+            return self._rest(service)
+        snapshot = self._observer.recall(key, service.backoff.refusals)
         if snapshot is None:
             return None
         plan = make_plan(snapshot, self._clock())
@@ -178,7 +182,14 @@ class Reconciler:
             return None
         details_due = await self._tell(service, snapshot, after, outcomes)
         self._count(service, Counter(pod.stage for pod in after.pods))
-        return self._next(service, after, outcomes, (plan.due, service.backoff.due, details_due))
+        dues = (plan.due, service.backoff.due, details_due)
+        service.rested = seen if plan.empty and not any(dues) and is_at_rest(after) else ()
+        return self._next(service, after, outcomes, dues)
+
+    def _rest(self, service: _Service) -> float:
+        """Nothing changed since a turn that had nothing to do: look again later and later."""
+        service.interval = min(self._pace.idle_s, max(self._pace.busy_s, service.interval * 2))
+        return self._jittered(service.interval)
 
     def _take_in(self, key: ServiceKey, service: _Service, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
@@ -222,8 +233,11 @@ class Reconciler:
         now = self._clock()
         service.interval = next_interval(after, service.interval, self._pace, now)
         waits = [(due - now) / timedelta(seconds=1) for due in dues if due is not None]
-        jittered = service.interval * (0.9 + 0.2 * random.random())  # noqa: S311 - spreads load, guards nothing
-        return max(0.0, min([jittered, *waits]))
+        return max(0.0, min([self._jittered(service.interval), *waits]))
+
+    @staticmethod
+    def _jittered(seconds: float) -> float:
+        return seconds * (0.9 + 0.2 * random.random())  # noqa: S311 - spreads load, guards nothing
 
     def _count(self, service: _Service, stages: Counter[str]) -> None:
         """Keep the gauge of pods by stage up to date."""

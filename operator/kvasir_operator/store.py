@@ -41,6 +41,7 @@ class Store:
         self._objects: dict[Kind, dict[str, Manifest]] = {kind: {} for kind in KINDS}
         self._by_service: dict[ServiceKey, dict[Kind, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._deleted: dict[str, int] = {}
+        self._changes: dict[ServiceKey, int] = defaultdict(int)
 
     def put(self, kind: Kind, manifest: Manifest) -> ServiceKey | None:
         """Keep this version of an object; returns its service if that is news, else None."""
@@ -56,6 +57,7 @@ class Store:
         self._deleted.pop(uid, None)
         self._objects[kind][uid] = _trim(kind, manifest)
         self._by_service[key][kind].add(uid)
+        self._changes[key] += 1
         return key
 
     def _namesakes(self, key: ServiceKey, kind: Kind, manifest: Manifest) -> list[Manifest]:
@@ -76,8 +78,9 @@ class Store:
         key = key_of(kind, manifest) if manifest is not None else None
         if key is not None:
             self._by_service[key][kind].discard(uid)
+            self._changes[key] += 1
             if not any(self._by_service[key].values()):
-                del self._by_service[key]
+                del self._by_service[key], self._changes[key]
         return key
 
     def compare(self, kind: Kind, present: Iterable[str], version: str, namespace: str | None) -> set[ServiceKey]:
@@ -100,6 +103,10 @@ class Store:
         """The objects that bear the service's label, in no order; whoever owns them."""
         index = self._by_service.get(key)
         return [self._objects[kind][uid] for uid in index[kind]] if index is not None and kind in index else []
+
+    def changes(self, key: ServiceKey) -> int:
+        """Rises with every change of an object of the service."""
+        return self._changes.get(key, 0)
 
     def all(self, kind: Kind) -> Iterator[Manifest]:
         """Every object of a kind."""

@@ -15,7 +15,7 @@ from kvasir_operator.resources import names
 from kvasir_operator.store import owner_uid
 
 TRUSTED_FOR: Final = timedelta(minutes=10)
-"""How long a Secret that was seen is believed to be there still."""
+"""How long a Secret is believed to be as it was seen. One that was missing is made, which shows whether it still is."""
 DOUBTED_FOR: Final = timedelta(seconds=5)
 """The same when a pod cannot mount it, or refuses the token."""
 
@@ -38,19 +38,19 @@ class Tokens:
         self._known: dict[str, Token] = {}
 
     async def look(self, meta: ObjectMeta, *, doubted: bool) -> Token:
-        """The token; the Secret is read when it was missing, is doubted, or was not read for long. Raises ApiError."""
+        """The token; the Secret is read when it is doubted, or was not read for long. Raises ApiError."""
         known, now = self.known(meta), self._clock()
         limit = DOUBTED_FOR if doubted else TRUSTED_FOR
-        if known.state is ObjectState.CURRENT and known.checked_at is not None and now - known.checked_at < limit:
+        if known.checked_at is not None and now - known.checked_at < limit:
             return known
         try:
             secret = await self._cluster.get(SECRETS, meta.namespace, names.admin_secret_name(meta.name))
         except ApiError as error:
             if not error.not_found:
                 raise
-            self._known.pop(meta.uid, None)
-            return Token()
-        self.keep(meta, secret)
+            self._known[meta.uid] = Token(checked_at=now)
+        else:
+            self.keep(meta, secret)
         return self.known(meta)
 
     def known(self, meta: ObjectMeta) -> Token:
