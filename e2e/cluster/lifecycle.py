@@ -59,7 +59,7 @@ def up(layout: Layout, binaries: Path | None, progress: Progress) -> None:
 
 def _prepare(layout: Layout, binaries: Path | None, progress: Progress) -> Tools:
     """Everything that is fetched or built once."""
-    if needed := packages.missing(packages.RUN_PROGRAMS):
+    if needed := packages.missing(packages.RUN_PROGRAMS, packages.RUN_LIBRARIES):
         with progress.step(f"install {', '.join(needed)}"):
             packages.install(needed)
     tools = packages.unpacked_tools(layout.cache)

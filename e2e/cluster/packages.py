@@ -28,6 +28,7 @@ RUN_PROGRAMS = {
 BUILD_PROGRAMS = {"go": "golang-go", "rsync": "rsync", "make": "make", "dpkg-source": "dpkg-dev", "gcc": "gcc"}
 
 # Unpacked, not installed: their packages bring services that would be enabled, and they conflict with Docker's own.
+RUN_LIBRARIES = {"libseccomp.so.2": "libseccomp2"}  # what they need beyond the C library
 UNPACKED = ("etcd-server", "containerd", "runc", "containernetworking-plugins")
 
 POLICY = Path("/usr/sbin/policy-rc.d")
@@ -49,9 +50,13 @@ def check_machine() -> None:
         raise UsageError(f"a cluster can be made on Debian only (its packages are used): use Debian 12, {remedy}")
 
 
-def missing(programs: dict[str, str]) -> list[str]:
-    """The packages of those programs that are not on PATH."""
-    return sorted({package for program, package in programs.items() if not shutil.which(program)})
+def missing(programs: dict[str, str], libraries: dict[str, str] | None = None) -> list[str]:
+    """The packages of those programs that are not on PATH, and of those libraries that are not in the usual folder."""
+    packages = {package for program, package in programs.items() if not shutil.which(program)}
+    for library, package in (libraries or {}).items():
+        if not any(Path("/usr/lib").glob(f"*/{library}")):
+            packages.add(package)
+    return sorted(packages)
 
 
 def install(packages: list[str]) -> None:

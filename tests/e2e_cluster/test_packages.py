@@ -1,0 +1,54 @@
+"""Which Debian packages are wanted, and what their installation may start."""
+
+from pathlib import Path
+
+import pytest
+
+from e2e.cluster import packages
+
+
+def test_only_packages_of_missing_programs_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program on PATH is taken as it is, whichever package it came from."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "kubectl").write_text("#!/bin/sh\n")
+    (tmp_path / "kubectl").chmod(0o755)
+    assert packages.missing({"kubectl": "kubernetes-client", "socat": "socat"}) == ["socat"]
+
+
+def test_missing_libraries_are_wanted() -> None:
+    """The C library is there, the other is not."""
+    libraries = {"libc.so.6": "libc6", "libnowhere.so.9": "libnowhere9"}
+    assert packages.missing({}, libraries) == ["libnowhere9"]
+
+
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "policy-rc.d"
+    monkeypatch.setattr(packages, "POLICY", path)
+    return path
+
+
+def test_no_daemon_starts_while_packages_are_installed(policy: Path) -> None:
+    """The policy forbids (101) inside, and is gone outside, after an error too."""
+    with pytest.raises(KeyError), packages.no_daemons():
+        assert "exit 101" in policy.read_text()
+        assert policy.stat().st_mode & 0o111
+        raise KeyError
+    assert not policy.exists()
+
+
+def test_an_administrators_policy_is_kept(policy: Path) -> None:
+    """It may well forbid too; it is not ours to change."""
+    policy.write_text("#!/bin/sh\nexit 0\n")
+    with packages.no_daemons():
+        assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+    assert policy.read_text() == "#!/bin/sh\nexit 0\n"
+    assert not packages.policy_left()
+
+
+def test_the_policy_that_a_killed_installation_left_is_removed(policy: Path) -> None:
+    """It would keep every later package of the machine from starting its services."""
+    policy.write_text(packages.POLICY_TEXT)
+    assert packages.policy_left()
+    packages.remove_policy()
+    assert not policy.exists()
