@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from kvasir_runtime.sampling_params import SamplingParams
@@ -18,7 +20,7 @@ from kvasir_runtime.sampling_params import SamplingParams
         ({"logprobs": 21}, "logprobs must be between 0 and 20, got 21"),
     ],
 )
-def test_a_bad_value_is_refused_with_field_bound_and_value(values: dict[str, object], error: str) -> None:
+def test_a_bad_value_is_refused_with_field_bound_and_value(values: dict[str, Any], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         SamplingParams(**values)
 

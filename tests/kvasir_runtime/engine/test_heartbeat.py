@@ -29,7 +29,18 @@ def monitor_after(beats: int, *, step: bool = False, cpu_per_second: float = 0.0
         (monitor_after(601, step=True, cpu_per_second=1.0), 601.5, False, "one step has run for 601 s"),
         (HeartbeatMonitor(), 1000.0, True, "loading"),
     ],
-    ids=["idle", "late", "silent", "long-prefill", "young-step", "just-stuck", "stuck", "very-long", "endless", "loading"],
+    ids=[
+        "idle",
+        "late",
+        "silent",
+        "long-prefill",
+        "young-step",
+        "just-stuck",
+        "stuck",
+        "very-long",
+        "endless",
+        "loading",
+    ],
 )
 def test_verdicts(monitor, now, alive, message):
     """What is heard decides, not what is guessed."""
