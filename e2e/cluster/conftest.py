@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import external, images, packages, shell
+from e2e.cluster import external, packages, scratch, shell
 from e2e.cluster.layout import Layout, layout_for
 from e2e.support.kubectl import Kubectl
 from e2e.support.waiting import wait_for
@@ -54,7 +54,7 @@ def write_box(archive: Path) -> None:
     for package in folder.glob("*.deb"):
         shell.run(["dpkg-deb", "--extract", package, folder])
     busybox = next(path for path in (folder / "bin/busybox", folder / "usr/bin/busybox") if path.exists()).read_bytes()
-    images.write_archive(archive, BOX, {"bin/busybox": busybox, "bin/sh": busybox}, ["/bin/busybox"])
+    scratch.write_archive(archive, BOX, {"bin/busybox": busybox, "bin/sh": busybox}, ["/bin/busybox"])
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e.cluster import bootstrap, build, images, leftovers, network, node, packages, processes
+from e2e.cluster import bootstrap, build, images, leftovers, network, node, packages, processes, scratch
 from e2e.cluster.api import Api, wait_until
 from e2e.cluster.errors import ClusterError
 from e2e.cluster.flags import Spec, Tools
@@ -68,7 +68,7 @@ def _prepare(layout: Layout, binaries: Path | None, progress: Progress) -> Tools
             tools = packages.unpack_tools(layout.cache)
     if binaries is None and not build.is_built(layout.cache):
         build.build(layout.cache, progress)
-    images.pause_archive(layout.cache)
+    scratch.pause_archive(layout.cache)
     return tools
 
 
@@ -156,7 +156,7 @@ def _refuse_dying(layout: Layout) -> bool:
 
 def _load_pause(spec: Spec) -> None:
     node.wait_for_containerd(spec)
-    images.Containerd(spec.tools.ctr, spec.layout.containerd_socket).load(images.pause_archive(spec.layout.cache))
+    images.Containerd(spec.tools.ctr, spec.layout.containerd_socket).load(scratch.pause_archive(spec.layout.cache))
 
 
 def _wait_until_usable(spec: Spec) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster.errors import UsageError
-from e2e.cluster.images import archive_images, full_reference, write_archive
+from e2e.cluster.images import archive_images, full_reference
+from e2e.cluster.scratch import write_archive
 
 
 @pytest.mark.parametrize(
