@@ -100,7 +100,7 @@ class Observer:
     async def refresh(self, key: ServiceKey) -> tuple[object, ...]:
         """Ask the engines whose answers are too old. Equal results mean that nothing changed between two calls.
 
-        Raises ApiError when the Secret with the engines' token cannot be read.
+        Raises ApiError when the API server does not give the Secret with the engines' token.
         """
         manifest = self._store.service(key)
         if manifest is None:
@@ -125,6 +125,7 @@ class Observer:
         desired = self._read(key, manifest)
         pods = self._store.of_service(key, PODS)
         own = tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid)))
+        token = self._tokens.known(meta)
         return Snapshot(
             meta=meta,
             spec=desired.service.spec if desired.service is not None else None,
@@ -136,8 +137,8 @@ class Observer:
             pods=own,
             taken_names=frozenset(pod["metadata"]["name"] for pod in pods if owner_uid(pod) != meta.uid),
             service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
-            secret=self._tokens.known(meta).state,
-            refusals=refusals,
+            secret=token.state,
+            refusals=(*refusals, token.refusal) if token.refusal is not None else refusals,
             standing=self._standing(key, own),
         )
 
@@ -186,7 +187,7 @@ class Observer:
         if not pod.has_process or pod.stage in (Stage.FINISHED, Stage.LEAVING) or not pod.ip:
             sample.state = NOT_ASKED
         elif token is None:
-            sample.state = Unknown("the Secret with the operator port's token is missing")
+            sample.state = Unknown("the token of the operator port is not known")
         elif sample.asked_at is None or now - sample.asked_at >= self._age_limit(pod):
             await self._scrape(key, pod, sample, token)
         if not is_stuck(pod, now):

@@ -87,6 +87,10 @@ class Process:
         """Look after the services until `stop` is set; raises what else ends it."""
         cluster = Cluster(self.client, self.leadership.check, self.settings.api_timeout_seconds)
         store = Store()
+        self.state.role = "waits for the CRD"
+        await first_of(sync.wait_for_crd(cluster, self.settings.namespaces), self.stop.wait())
+        if self.stop.is_set():
+            return
         self.state.role = "fills its cache"
         await sync.fill(store, cluster, self.settings.namespaces)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=POD_CONNECTIONS)) as session:

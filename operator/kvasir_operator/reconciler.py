@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from kvasir_operator import metrics
 from kvasir_operator.api.v1alpha1 import ObjectMeta
-from kvasir_operator.backoff import Backoff
+from kvasir_operator.backoff import SHOWN_AFTER, Backoff
 from kvasir_operator.cluster import NODES, Kind
 from kvasir_operator.errors import LeadershipLostError
 from kvasir_operator.events import EventRecorder
@@ -27,7 +27,7 @@ from kvasir_operator.planning.actions import Drain, Note, Undrain
 from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
 from kvasir_operator.planning.plan import make_plan
 from kvasir_operator.planning.replicas import wanted_replicas
-from kvasir_operator.planning.state import Snapshot
+from kvasir_operator.planning.state import Refusal, Snapshot
 from kvasir_operator.planning.status import make_status
 from kvasir_operator.settings import Settings
 from kvasir_operator.status_writer import StatusWriter
@@ -157,6 +157,7 @@ class Reconciler:
             metrics.RECONCILES.labels("error").inc()
             metrics.ERRORS.labels("reconcile", type(error).__name__).inc()
             log.exception("service %s could not be looked after, attempt %d", key, service.errors)
+            await self._show(key, service, error)
             return service.backoff.wait(service.errors)
         finally:
             self._slots.release()
@@ -164,6 +165,20 @@ class Reconciler:
         service.errors = 0
         metrics.RECONCILES.labels("done" if wait is not None else "gone").inc()
         return wait
+
+    async def _show(self, key: ServiceKey, service: _Service, error: Exception) -> None:
+        """Put an error that keeps coming back into the conditions, if that can be done at all."""
+        if service.errors < SHOWN_AFTER:
+            return
+        refusal = Refusal("Reconcile", "", f"{type(error).__name__}: {error}", self._clock())
+        try:
+            snapshot = self._observer.recall(key, (refusal,))
+            if snapshot is not None:
+                await self._tell(service, snapshot, snapshot, [])
+        except LeadershipLostError:
+            raise
+        except Exception:
+            log.exception("nor could that be told in the status of %s", key)
 
     async def _turn(self, key: ServiceKey, service: _Service) -> float | None:
         """Observe, plan, execute, tell. Returns seconds until the next turn; None when the service is gone."""

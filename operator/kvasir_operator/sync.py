@@ -13,6 +13,8 @@ from kvasir_operator.store import KINDS, ServiceKey, Store
 
 log = logging.getLogger(__name__)
 
+CRD_SECONDS: Final = 3.0
+"""Time between two looks for the CRD, which is usually installed in the same moment as the operator."""
 COMPARE_SECONDS: Final = 300.0
 """Time between two comparisons. A watch that restarts may miss a deletion; nothing else is healed by this."""
 
@@ -27,18 +29,29 @@ def scopes(namespaces: Iterable[str]) -> list[str | None]:
     return [*namespaces] or [None]
 
 
+async def wait_for_crd(cluster: Cluster, namespaces: Iterable[str]) -> None:
+    """Return once the API server knows InferenceServices; raises ApiError for anything but their absence."""
+    told = False
+    while True:
+        try:
+            async for _ in cluster.pages(SERVICES_OF_OURS, scopes(namespaces)[0], query={"limit": 1}):
+                return
+        except ApiError as error:
+            if not error.not_found:
+                raise
+        if not told:
+            log.warning("the CRD of InferenceService is not installed: waiting for it (kubectl apply -k crds)")
+            told = True
+        await asyncio.sleep(CRD_SECONDS)
+
+
 async def fill(store: Store, cluster: Cluster, namespaces: Iterable[str]) -> None:
-    """List everything of ours. Raises ApiError; a cluster without our CRD counts as empty."""
+    """List everything of ours. Raises ApiError."""
     for kind in KINDS:
         for namespace in scopes(namespaces):
-            try:
-                async for page, _ in cluster.pages(kind, namespace, query=selector(kind)):
-                    for manifest in page:
-                        store.put(kind, manifest)
-            except ApiError as error:
-                if kind != SERVICES_OF_OURS or not error.not_found:
-                    raise
-                log.warning("the CRD of InferenceService is not installed yet")
+            async for page, _ in cluster.pages(kind, namespace, query=selector(kind)):
+                for manifest in page:
+                    store.put(kind, manifest)
     metrics.SYNCED.set_to_current_time()
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.cluster import SECRETS, Cluster
 from kvasir_operator.errors import ApiError
-from kvasir_operator.planning.state import ObjectState
+from kvasir_operator.planning.state import ObjectState, Refusal
 from kvasir_operator.resources import names
 from kvasir_operator.store import owner_uid
 
@@ -22,11 +22,12 @@ DOUBTED_FOR: Final = timedelta(seconds=5)
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A service's token, and the state of its Secret."""
+    """A service's token, the state of its Secret, and why that could not be read."""
 
     state: ObjectState = ObjectState.MISSING
     value: str | None = None
     checked_at: datetime | None = None
+    refusal: Refusal | None = None
 
 
 class Tokens:
@@ -38,7 +39,10 @@ class Tokens:
         self._known: dict[str, Token] = {}
 
     async def look(self, meta: ObjectMeta, *, doubted: bool) -> Token:
-        """The token; the Secret is read when it is doubted, or was not read for long. Raises ApiError."""
+        """The token; the Secret is read when it is doubted, or was not read for long.
+
+        Raises ApiError when the API server does not answer; that it refuses is told in the Token.
+        """
         known, now = self.known(meta), self._clock()
         limit = DOUBTED_FOR if doubted else TRUSTED_FOR
         if known.checked_at is not None and now - known.checked_at < limit:
@@ -46,9 +50,7 @@ class Tokens:
         try:
             secret = await self._cluster.get(SECRETS, meta.namespace, names.admin_secret_name(meta.name))
         except ApiError as error:
-            if not error.not_found:
-                raise
-            self._known[meta.uid] = Token(checked_at=now)
+            self._known[meta.uid] = _unread(error, now)
         else:
             self.keep(meta, secret)
         return self.known(meta)
@@ -66,6 +68,14 @@ class Tokens:
 
     def forget(self, uid: str) -> None:
         self._known.pop(uid, None)
+
+
+def _unread(error: ApiError, now: datetime) -> Token:
+    if error.not_found:
+        return Token(checked_at=now)
+    if error.passing:
+        raise error
+    return Token(ObjectState.UNKNOWN, checked_at=now, refusal=Refusal("ReadSecret", "", str(error), now))
 
 
 def _decode(value: str | None) -> str | None:

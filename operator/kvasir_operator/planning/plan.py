@@ -50,7 +50,7 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
 
 
 def _needs(snapshot: Snapshot) -> Iterable[Action]:
-    if snapshot.secret is not ObjectState.CURRENT:
+    if snapshot.secret in (ObjectState.MISSING, ObjectState.OUTDATED):
         yield ApplySecret(Why.MISSING if snapshot.secret is ObjectState.MISSING else Why.OUTDATED)
     if snapshot.service is not ObjectState.CURRENT:
         yield ApplyService(Why.MISSING if snapshot.service is ObjectState.MISSING else Why.OUTDATED)

@@ -196,6 +196,7 @@ class ObjectState(StrEnum):
     MISSING = "missing"
     OUTDATED = "outdated"
     CURRENT = "current"
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """The tasks of the loop: woken, surviving errors, ended in time."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from kvasir_operator.cluster import EVENTS, PODS
+from kvasir_operator import sync
+from kvasir_operator.cluster import EVENTS, PODS, SECRETS, Cluster
 from kvasir_operator.errors import ApiError, LeadershipLostError
 from kvasir_operator.planning.actions import CreatePod, Why
 from kvasir_operator.reconciler import EAGER_TURNS
@@ -129,3 +130,55 @@ async def test_a_write_that_succeeds_for_ever_is_slowed_down(loop: Loop, monkeyp
     waits = [await loop.turn() or 0.0 for _ in range(9)]
     assert waits.count(0.0) <= EAGER_TURNS
     assert waits[-1] > 1
+
+
+async def test_an_error_that_keeps_coming_back_is_told(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug in planning shows in the conditions, not in the log alone."""
+    await loop.settle()
+
+    def buggy(*_: Any) -> None:
+        raise KeyError("missing")
+
+    monkeypatch.setattr("kvasir_operator.reconciler.make_plan", buggy)
+    for _ in range(4):
+        await loop.turn()
+    degraded = loop.condition("Degraded")
+    assert (degraded["status"], degraded["reason"]) == ("True", "InternalError")
+    assert "KeyError" in degraded["message"]
+    monkeypatch.undo()
+    await loop.turn()
+    assert loop.condition("Degraded")["status"] == "False"
+
+
+async def test_a_secret_that_may_not_be_read_is_told(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing rights are a matter for the conditions; nothing is made in place of what cannot be seen."""
+    real = loop.cluster.get
+
+    async def get(kind: Any, namespace: str, name: str) -> Any:
+        if kind == SECRETS:
+            raise ApiError(403, "Forbidden", 'secrets "tiny-admin" is forbidden')
+        return await real(kind, namespace, name)
+
+    monkeypatch.setattr(loop.cluster, "get", get)
+    for _ in range(3):
+        await loop.turn()
+    assert loop.cluster.all(SECRETS) == []
+    assert "is forbidden" in loop.condition("Degraded")["message"]
+
+
+async def test_the_crd_is_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is often installed in the same moment; other errors end the start."""
+    answers = iter([ApiError(404, "NotFound", "no such kind"), ApiError(404, "NotFound", "no such kind"), None])
+
+    async def pages(*_: Any, **__: Any) -> Any:
+        error = next(answers)
+        if error is not None:
+            raise error
+        yield [], "1"
+
+    monkeypatch.setattr(loop.cluster, "pages", pages)
+    monkeypatch.setattr(sync, "CRD_SECONDS", 0.0)
+    await asyncio.wait_for(sync.wait_for_crd(cast("Cluster", loop.cluster), []), 5)
+    answers = iter([ApiError(403, "Forbidden", "no")])
+    with pytest.raises(ApiError, match="no"):
+        await sync.wait_for_crd(cast("Cluster", loop.cluster), [])
