@@ -85,6 +85,9 @@ def _run() -> int:
     except (LeadershipLostError, ApiError, OSError) as error:
         log.error("cannot go on: %s", error)  # noqa: TRY400 - for people; these say all there is
         return FAILURE
+    except Exception:
+        log.exception("cannot go on: a part of the operator ended")  # a watch whose CRD was removed, or a bug
+        return FAILURE
     return 0
 
 
