@@ -149,7 +149,7 @@ def _coming(facts: Facts, wanted: int) -> Verdict | None:
 
 def _going(facts: Facts, wanted: int) -> Verdict | None:
     if facts.draining:
-        return Verdict("True", Reason.DRAINING, f"{_name_list(facts.draining)} finish their requests")
+        return Verdict("True", Reason.DRAINING, f"requests still run on {_name_list(facts.draining)}")
     if len(facts.staying) > wanted:
         return Verdict("True", Reason.REMOVING_REPLICAS, f"{len(facts.staying)} replicas exist, {wanted} wanted")
     return None
