@@ -1,38 +1,25 @@
 """The runtime's command line for a revision, rendered through the contract that the runtime reads it back with."""
 
 import re
-from collections.abc import Mapping
 from typing import Any, Final
 
+from kvasir_operator.api.reserved import RESERVED_SETTINGS
 from kvasir_operator.api.v1alpha1 import AcceleratorSpec, EngineSpec, ModelSpec, ParallelismSpec
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_runtime.contract.engine_args import EngineArgs
 
-SPEC_FIELDS: Final[Mapping[str, str]] = {
-    "dtype": "spec.model.dtype",
-    "quantization": "spec.model.quantization",
-    "max_model_len": "spec.model.maxModelLen",
-    "max_num_seqs": "spec.engine.maxNumSeqs",
-    "max_num_batched_tokens": "spec.engine.maxNumBatchedTokens",
-    "scheduling_policy": "spec.engine.schedulingPolicy",
-    "block_size": "spec.engine.blockSize",
-    "kv_cache_dtype": "spec.engine.kvCacheDtype",
-    "kv_cache_memory": "spec.engine.kvCacheMemory",
-    "gpu_memory_utilization": "spec.engine.gpuMemoryUtilization",
-    "tensor_parallel_size": "spec.parallelism.tensor",
-    "pipeline_parallel_size": "spec.parallelism.pipeline",
-}
-"""Where the spec holds what the engine knows by these names."""
+_SPEC_FIELDS: Final = {name: path for name, path in RESERVED_SETTINGS.items() if path and "_" in name}
+"""Where the spec holds what the engine knows by these names; single words are left out, they may be prose."""
 
-_SPEC_FIELD: Final = re.compile(
-    r"(?<![\w.])(?:--)?(" + "|".join(re.sub("_", "[_-]", name) for name in SPEC_FIELDS if "_" in name) + r")(?![\w-])"
+_ENGINE_FIELD: Final = re.compile(
+    r"(?<![\w.])(?:--)?(" + "|".join(re.sub("_", "[_-]", name) for name in _SPEC_FIELDS) + r")(?![\w-])"
 )
 
 
 def in_words_of_the_spec(text: str) -> str:
     """Name the spec's fields where the engine names its own: `--kv-cache-memory` → `spec.engine.kvCacheMemory`."""
-    return _SPEC_FIELD.sub(lambda found: SPEC_FIELDS[found[1].replace("-", "_")], text)
+    return _ENGINE_FIELD.sub(lambda found: _SPEC_FIELDS[found[1].replace("-", "_")], text)
 
 
 def serve_arguments(template: RevisionTemplate, model_folder: str) -> list[str]:
