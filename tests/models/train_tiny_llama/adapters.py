@@ -105,7 +105,7 @@ def legal_documents(rng: random.Random) -> list[str]:
 
 
 RECIPES = (
-    Recipe("tiny-llama-pirate", 8, ALL_LINEAR, voiced(pirate), steps=200, rate=0.004),
+    Recipe("tiny-llama-pirate", 8, ALL_LINEAR, voiced(pirate), steps=600, rate=0.004),
     Recipe("tiny-llama-legal", 16, ["q_proj", "v_proj"], legal_documents, steps=200, rate=0.01),
 )
 

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from . import chat, corpus, training
-from .tokenizer import VOCABULARY, train_tokenizer
+from .tokenizer import VOCABULARY, load_tokenizer, train_tokenizer
 
 MAX_POSITIONS = 2048
 
@@ -52,8 +52,28 @@ def train_base(folder: Path, schedule: training.Schedule) -> dict[str, float]:
     stream = training.token_stream(tokenizer, documents, rng)
     final = training.train(model, training.batches(stream, schedule), schedule)
     save(model, tokenizer, folder)
+    return {"train loss": final, "held-out loss": held_out_loss(folder)}
+
+
+def refine(folder: Path, documents: training.Epoch, schedule: training.Schedule) -> dict[str, float]:
+    """Goes on training the model of `folder` with other text, in place; returns the measured numbers."""
+    torch.manual_seed(schedule.seed)
+    tokenizer = load_tokenizer(folder)
+    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    stream = training.token_stream(tokenizer, documents, random.Random(schedule.seed))
+    final = training.train(model, training.batches(stream, schedule), schedule)
+    save(model, tokenizer, folder)
+    return {"train loss": final, "held-out loss": held_out_loss(folder)}
+
+
+def chats(rng: random.Random) -> list[str]:
+    return chat.conversations(chat.answers(entry for entry in corpus.docstrings() if not entry.held_out), rng)
+
+
+def held_out_loss(folder: Path) -> float:
+    """Of the saved weights, as they are loaded by everyone else."""
     loaded = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return {"train loss": final, "held-out loss": training.mean_loss(loaded, tokenizer, held_out())}
+    return training.mean_loss(loaded, load_tokenizer(folder), held_out())
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -66,7 +86,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     settings = folder / "tokenizer_config.json"
-    known = json.loads(settings.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}  # older readers know it
+    known = {key: value for key, value in json.loads(settings.read_text()).items() if "local" not in key}
+    known["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that older readers know
     settings.write_text(json.dumps(known, indent=2) + "\n")
     readable_by_all(folder)
 
