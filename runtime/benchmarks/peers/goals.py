@@ -11,6 +11,7 @@ from benchmarks.peers.bounds import (
 )
 from benchmarks.peers.metrics import Samples
 from benchmarks.peers.shape import LlamaShape
+from benchmarks.peers.subjects import VLLM_ZEN
 from benchmarks.peers.summary import ratio
 from benchmarks.peers.workload import Sizes
 
@@ -51,15 +52,16 @@ def goals(samples: Samples, bounds: Bounds | None) -> list[Goal]:
     """Every goal with what was reached. Speeds are compared as speeds: twice as fast is 2, in either unit."""
     rate = {
         engine: samples.summary(engine, "throughput", "output_tokens_per_s")
-        for engine in ("kvasir", "vllm", "transformers")
+        for engine in ("kvasir", "vllm", VLLM_ZEN, "transformers")
     }
+    vllm = max(filter(None, (rate["vllm"], rate[VLLM_ZEN])), key=lambda summary: summary.median, default=None)
     decode = samples.summary("kvasir", "latency", "decode_ms_per_token")
     decode_int8 = samples.summary("kvasir int8", "int8", "decode_ms_per_token")
     speedup = samples.summary("kvasir", "prefix", "speedup")
     of_rate = rate["kvasir"].median / bounds.output_tokens_per_s if bounds and rate["kvasir"] else None
     of_decode = bounds.decode_ms / decode.median if bounds and decode else None
     return [
-        Goal("batch throughput, against vLLM", 1.15, ratio(rate["kvasir"], rate["vllm"])),
+        Goal("batch throughput, against vLLM at its best", 1.15, ratio(rate["kvasir"], vllm)),
         Goal("batch throughput, against transformers", 2.2, ratio(rate["kvasir"], rate["transformers"])),
         Goal("batch throughput, against the machine's bound", 0.80, of_rate),
         Goal("batch 1 decode, against the machine's bound", 0.75, of_decode),

@@ -23,6 +23,11 @@ class Hardware:
     kernel: str
 
     @property
+    def zen(self) -> bool:
+        """Whether vLLM would take AMD's own kernels here: an AMD CPU with AVX-512."""
+        return self.model.startswith("AMD") and "avx512f" in self.flags
+
+    @property
     def slug(self) -> str:
         """For a file's name: `amd-epyc-2c`."""
         name = re.sub(r"\(.*?\)|\b(cpu|processor)\b|@.*|\d+-core", "", self.model.lower())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.peers import kvasir, processes
 from benchmarks.peers.bounds import MachineRates
+from benchmarks.peers.environments import OVERLAY
 from benchmarks.peers.errors import BenchmarkError
 from benchmarks.peers.metrics import VALUES, Sample, Samples
 from benchmarks.peers.preparation import Prepared, Say
@@ -138,6 +139,9 @@ def _measure_machine(plan: Plan, index: int) -> MachineRates:
 
 def _start(plan: Plan, command: list[str], subject: Subject, stem: Path) -> Finished:
     variables = {**base_variables(plan.runtime), **subject.variables}
+    if subject.overlay and subject.environment:
+        overlay = plan.prepared.pythons[subject.environment.name].parent.parent / OVERLAY
+        variables["PYTHONPATH"] += f":{overlay}"
     return processes.run(command, variables, stem.with_suffix(".log"), plan.timeout_s)
 
 
