@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvasir_runtime.fetch.download import LocalFile
@@ -69,7 +69,3 @@ def remove_stale(folder: Path, before: Complete | None, names: Sequence[str]) ->
     for file in before.files if before else ():
         if file.name not in names:
             (folder / file.name).unlink(missing_ok=True)
-
-
-def describe(complete: Complete) -> dict[str, object]:
-    return {**asdict(complete), "digest": complete.digest, "size": complete.size}
