@@ -131,6 +131,7 @@ def engine_config(args: EngineArgs) -> EngineConfig:
             max_num_seqs=args.max_num_seqs,
             max_num_batched_tokens=args.max_num_batched_tokens,
             policy=args.scheduling_policy,
+            prefer_prefill=args.prefer_prefill,
         ),
     )
 

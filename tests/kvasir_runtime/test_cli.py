@@ -123,6 +123,8 @@ def test_engine_config_takes_over_what_the_engine_needs():
         parse("--model", "/m", "--kv-cache-memory", "1Gi", "--num-threads", "3", "--block-size", "32")
     )
     assert (str(config.model), config.cache.memory, config.num_threads, config.cache.block_size) == ("/m", 2**30, 3, 32)
+    assert not config.scheduler.prefer_prefill
+    assert cli.engine_config(parse("--model", "/m", "--prefer-prefill")).scheduler.prefer_prefill
 
 
 def test_overview_is_instant():

@@ -143,6 +143,11 @@ class EngineSpec(ApiModel):
         default=None,
         description="Who runs first: fcfs in order of arrival, priority by each request's `priority`. Unset: fcfs.",
     )
+    prefer_prefill: bool | None = Field(
+        default=None,
+        description="Whether a step computes prompts before it goes on with answers under way, which then get every "
+        "other step at least: first tokens come sooner, further ones later. Unset: no.",
+    )
     env: list[EnvVar] = Field(
         default=[],
         max_length=256,

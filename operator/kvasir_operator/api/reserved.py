@@ -13,6 +13,7 @@ RESERVED_SETTINGS: Final = {
     "max_num_seqs": "spec.engine.maxNumSeqs",
     "max_num_batched_tokens": "spec.engine.maxNumBatchedTokens",
     "scheduling_policy": "spec.engine.schedulingPolicy",
+    "prefer_prefill": "spec.engine.preferPrefill",
     "block_size": "spec.engine.blockSize",
     "kv_cache_dtype": "spec.engine.kvCacheDtype",
     "kv_cache_memory": "spec.engine.kvCacheMemory",

@@ -56,6 +56,7 @@ def _engine(engine: EngineSpec) -> dict[str, Any]:
         max_num_seqs=engine.max_num_seqs,
         max_num_batched_tokens=engine.max_num_batched_tokens,
         scheduling_policy=engine.scheduling_policy,
+        prefer_prefill=engine.prefer_prefill,
         block_size=engine.block_size,
         kv_cache_dtype=engine.kv_cache_dtype,
         kv_cache_memory=engine.kv_cache_memory,

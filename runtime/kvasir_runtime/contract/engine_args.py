@@ -71,6 +71,10 @@ class EngineArgs(BaseModel):
     max_num_seqs: int = Field(default=128, ge=1, le=4096, description="sequences that run at the same time")
     max_num_batched_tokens: int = Field(default=2048, ge=16, le=1_048_576, description="tokens computed in one step")
     scheduling_policy: Literal["fcfs", "priority"] = Field(default="fcfs", description="who runs first")
+    prefer_prefill: bool = Field(
+        default=False,
+        description="compute prompts before decodes, in turns: first tokens come sooner, further ones later",
+    )
     max_queued_requests: int = Field(default=1024, ge=0, description="waiting requests beyond which new ones get 429")
     max_queued_tokens: int | None = Field(
         default=None,

@@ -159,6 +159,7 @@ def test_all_that_a_service_may_say_reaches_the_pod(make_service: MakeService) -
             "kvCacheMemory": "20Gi",
             "prefixCaching": {"enabled": False, "evictionPolicy": "lfu"},
             "schedulingPolicy": "priority",
+            "preferPrefill": True,
             "env": [
                 {"name": "HOME", "value": "/somewhere"},
                 {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
@@ -182,7 +183,7 @@ def test_all_that_a_service_may_say_reaches_the_pod(make_service: MakeService) -
     assert runtime["args"] == [
         *("serve", "--model", "/models/model", "--served-model-name", "org/big", "--revision", template.digest()),
         *("--dtype", "bfloat16", "--quantization", "fp8", "--max-model-len", "8192"),
-        *("--max-num-seqs", "64", "--max-num-batched-tokens", "4096", "--scheduling-policy", "priority"),
+        *("--max-num-seqs", "64", "--max-num-batched-tokens", "4096", "--scheduling-policy", "priority", "--prefer-prefill"),
         *("--block-size", "32", "--kv-cache-dtype", "fp8", "--kv-cache-memory", str(20 * 2**30)),
         *("--no-enable-prefix-caching", "--prefix-eviction-policy", "lfu"),
         *("--device", "cuda", "--tensor-parallel-size", "2", "--port", "8000", "--admin-port", "8001"),
