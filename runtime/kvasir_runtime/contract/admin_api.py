@@ -5,9 +5,9 @@ changes at every start.
 """
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Message(BaseModel):
@@ -97,6 +97,7 @@ class AdminState(_Message):
     adapters: list[AdapterState] = Field(default_factory=list)
     startup: StartupState = Field(default_factory=StartupState)
     capacity: CapacityState | None = None
+    sleep_level: int = 0
 
 
 class DrainRequest(_Message):
@@ -126,3 +127,107 @@ class ReadinessState(_Message):
     ready: bool
     reason: str = ""
     startup: StartupState = Field(default_factory=StartupState)
+
+
+MAX_WARMUP_PROMPTS = 1024
+MAX_LISTED_PREFIXES = 1024
+MAX_LISTED_TOKENS = 1_048_576
+
+
+class WarmupPrompt(_Message):
+    """One prefix to compute beforehand: exactly one of `text` and `token_ids`.
+
+    `adapter` and `cache_salt` must be those of the requests that shall find it.
+    """
+
+    text: str | None = None
+    token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    adapter: str = ""
+    cache_salt: str = Field(default="", max_length=256)
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> "WarmupPrompt":
+        if bool(self.text) == bool(self.token_ids):
+            raise ValueError("exactly one of text and token_ids must be given and not empty")
+        return self
+
+
+class WarmupRequest(_Message):
+    """`POST /admin/warmup`: compute prefixes in the given order whenever no user's request wants the engine.
+
+    It ends after the last prompt, at the first that would compute more than `max_tokens` in all, or after
+    `timeout_s`. What was computed stays pinned in the prefix cache for `pin_s` seconds (0: not at all), in at most
+    half of its blocks, and gives way when requests need the room.
+    """
+
+    prompts: list[WarmupPrompt] = Field(min_length=1, max_length=MAX_WARMUP_PROMPTS)
+    max_tokens: int = Field(default=65_536, ge=1)
+    timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    pin_s: float = Field(default=600.0, ge=0, le=86_400)
+
+
+class WarmupEnd(StrEnum):
+    """Why a warmup ended."""
+
+    DONE = "done"
+    TOKEN_BUDGET = "token_budget"  # noqa: S105 - a budget, not a secret
+    TIME_BUDGET = "time_budget"
+
+
+class WarmupState(_Message):
+    """Answer of `/admin/warmup`. Counts are of prompts and of their tokens.
+
+    `cached_tokens` were in the cache already; `refused` says why a prompt could not be taken, by its position.
+    """
+
+    ended: WarmupEnd
+    prompts: int
+    computed_tokens: int
+    cached_tokens: int
+    pinned_tokens: int
+    seconds: float
+    refused: dict[int, str] = Field(default_factory=dict)
+
+
+class Prefix(_Message):
+    """The beginning of prompts that several requests had in common: whole KV blocks, as token ids.
+
+    `hits` counts the requests that began with it after the first one, halved every 10 minutes; `bytes` is the size of
+    its KV, and `cached_tokens` how many of its tokens the cache still holds. `cache_salt` is that of its requests.
+    """
+
+    token_ids: list[int]
+    hits: float
+    bytes: int
+    cached_tokens: int
+    adapter: str = ""
+    adapter_digest: str = ""
+    cache_salt: str = ""
+
+
+class PrefixList(_Message):
+    """Answer of `GET /admin/prefixes`: the hottest first, no more of them and of their tokens than was asked for."""
+
+    prefixes: list[Prefix]
+
+
+class SleepRequest(_Message):
+    """`POST /admin/sleep`: take no more work, let what runs finish within `timeout_s` (then it is cut), free memory.
+
+    Level 1 frees the KV cache; level 2 the weights as well, so that waking loads them again.
+    """
+
+    level: Literal[1, 2] = 1
+    timeout_s: float | None = Field(default=None, ge=0)
+
+
+class SleepState(_Message):
+    """Answer of `/admin/sleep` and `/admin/wake`. `sleep_level` 0 is awake; bytes are the engine process's own.
+
+    `freed_bytes` is what its resident memory shrank by, and `seconds` what falling asleep or waking took.
+    """
+
+    sleep_level: int
+    freed_bytes: int = 0
+    resident_bytes: int = 0
+    seconds: float = 0.0
