@@ -88,7 +88,12 @@ class KvasirError(Exception):
 
 
 def write_termination_message(report: FailureReport, path: str | None = None) -> bool:
-    """Leave `report` where the kubelet looks (`path`, `$KVASIR_TERMINATION_LOG` or /dev/termination-log).
+    """Leave `report` where the kubelet looks; see `write_termination_text`."""
+    return write_termination_text(report.to_json(), path)
+
+
+def write_termination_text(text: str, path: str | None = None) -> bool:
+    """Leave `text` where the kubelet looks (`path`, `$KVASIR_TERMINATION_LOG` or /dev/termination-log).
 
     Outside a pod that file does not exist, and is not made: returns whether anything was written.
     """
@@ -96,7 +101,7 @@ def write_termination_message(report: FailureReport, path: str | None = None) ->
     try:
         if path is None and "KVASIR_TERMINATION_LOG" not in os.environ and not target.exists():
             return False
-        target.write_text(report.to_json(), encoding="utf-8")
+        target.write_text(text, encoding="utf-8")
     except OSError:
         return False
     return True
