@@ -17,6 +17,26 @@ DEFAULT_CONTAINER_ANNOTATION: Final = "kubectl.kubernetes.io/default-container"
 ATTEMPT_ANNOTATION: Final = "kvasir.dev/attempt"
 """How many failed pods a pod follows in a row; the wait before the next one grows with it."""
 
+# Annotations that users set on an InferenceService
+ROLLBACK_ANNOTATION: Final = "kvasir.dev/rollback-to"
+"""Number or name of an earlier revision that the pods are to have, or `previous`, for as long as it is there."""
+RESTART_ANNOTATION: Final = "kvasir.dev/restarted-at"
+"""Any text: another one makes a new revision with the same content."""
+
+# Annotations of a ControllerRevision: what has to be remembered of its rollout
+PROGRESS_ANNOTATION: Final = "kvasir.dev/progress-since"
+"""The spec asks for the revision; the time from which its progress deadline counts."""
+PAUSED_ANNOTATION: Final = "kvasir.dev/paused"
+SERVED_ANNOTATION: Final = "kvasir.dev/served-at"
+"""When all replicas first were of the revision and served."""
+STEP_ANNOTATION: Final = "kvasir.dev/canary-steps-done"
+STEP_SINCE_ANNOTATION: Final = "kvasir.dev/canary-step-since"
+"""When the present step of the canary was reached."""
+GOLDEN_ANNOTATION: Final = "kvasir.dev/golden-prompts"
+"""What comparing golden prompts with the old revision gave; set when they agree."""
+FAILURE_ANNOTATION: Final = "kvasir.dev/failure"
+"""Why the revision was given up, as JSON, and which one took its place."""
+
 OPERATOR: Final = "kvasir-operator"
 """The operator as field manager, as source of Events and in `app.kubernetes.io/managed-by`."""
 RUNTIME: Final = "kvasir-runtime"
@@ -56,6 +76,9 @@ SOURCE_SECRET_FOLDER: Final = "/var/run/secrets/kvasir/source"  # noqa: S105 - a
 API_KEYS_FOLDER: Final = "/var/run/secrets/kvasir/api-keys"
 TERMINATION_LOG: Final = "/dev/termination-log"
 
+FETCH_MAX_SIZE: Final = "KVASIR_FETCH_MAX_SIZE"
+"""Variable of the container `fetch`: most bytes of a model."""
+
 # Keys in Secrets
 ADMIN_TOKEN_KEY: Final = "token"  # noqa: S105 - a key
 API_KEYS_KEY: Final = "keys"
@@ -91,6 +114,16 @@ def webhook_host(namespace: str) -> str:
 def admin_secret_name(service: str) -> str:
     """The Secret with the token of the operator port."""
     return f"{service}-admin"
+
+
+def revision_name(service: str, revision: str) -> str:
+    """The ControllerRevision that keeps a revision's template."""
+    return f"{service}-{revision}"
+
+
+def budget_name(service: str) -> str:
+    """The PodDisruptionBudget bears the name of the InferenceService."""
+    return service
 
 
 def pod_name(service: str, revision: str, suffix: str) -> str:

@@ -1,8 +1,10 @@
 """The pod of one replica: a pure function from a revision's template to a manifest."""
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final
 
+from kvasir_operator.api.kubernetes import parse_quantity
 from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.resources import names, placement
 from kvasir_operator.resources.engine import serve_arguments
@@ -28,10 +30,16 @@ ENVIRONMENT: Final = {
 """Variables of every container; the service's own take precedence."""
 
 
-def build_pod(owner: ObjectMeta, template: RevisionTemplate, name: str, settings: Settings) -> Manifest:
-    """The manifest of one replica. Raises ValueError for a source that the settings refuse (see `check_source`)."""
+def build_pod(
+    owner: ObjectMeta, template: RevisionTemplate, name: str, settings: Settings, revision: str = ""
+) -> Manifest:
+    """The manifest of one replica. Raises ValueError for a source that the settings refuse (see `check_source`).
+
+    `revision` is what the template was kept as; another version of the operator may give it another digest.
+    """
     files = model_files(template.model.source, settings)
-    metadata = owned_metadata(owner, name, names.replica_labels(owner.name, template.digest()))
+    revision = revision or template.digest()
+    metadata = owned_metadata(owner, name, names.replica_labels(owner.name, revision))
     metadata["annotations"] = {names.DEFAULT_CONTAINER_ANNOTATION: names.RUNTIME_CONTAINER}
     return {
         "apiVersion": "v1",
@@ -110,7 +118,7 @@ def _init_containers(template: RevisionTemplate, files: ModelFiles, settings: Se
     return [
         {
             "name": names.FETCH_CONTAINER,
-            **_common(template, settings),
+            **_common(template, settings, fetch_environment(template, settings)),
             "args": files.fetch_arguments,
             "resources": without_devices(template.resources).to_manifest(),
             "volumeMounts": [{"name": names.TMP_VOLUME, "mountPath": "/tmp"}, *files.fetch_mounts],  # noqa: S108
@@ -118,13 +126,24 @@ def _init_containers(template: RevisionTemplate, files: ModelFiles, settings: Se
     ]
 
 
-def _common(template: RevisionTemplate, settings: Settings) -> Manifest:
-    """What every container of the pod has."""
+def fetch_environment(template: RevisionTemplate, settings: Settings) -> dict[str, str]:
+    """Variables of the fetch: it refuses a model that its volume cannot hold, which else would evict the pod.
+
+    The volume is bounded by its size limit, and with everything else of the pod by the limit on ephemeral storage.
+    """
+    limit = parse_quantity(template.resources.limits.get("ephemeral-storage", ""))
+    bounds = [settings.model_volume_size.bytes] if settings.model_volume_size is not None else []
+    bounds += [math.floor(limit)] if limit is not None else []
+    return {names.FETCH_MAX_SIZE: str(min(bounds))} if bounds else {}
+
+
+def _common(template: RevisionTemplate, settings: Settings, variables: Mapping[str, str] = {}) -> Manifest:
+    """What every container of the pod has; `variables` are those of this one."""
     return {
         "image": template.image,
         "imagePullPolicy": settings.runtime_image_pull_policy,
         "command": [names.RUNTIME],
-        "env": _environment(template),
+        "env": _environment(template, {**ENVIRONMENT, **variables}),
         "terminationMessagePath": names.TERMINATION_LOG,
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -135,11 +154,11 @@ def _common(template: RevisionTemplate, settings: Settings) -> Manifest:
     }
 
 
-def _environment(template: RevisionTemplate) -> list[Manifest]:
+def _environment(template: RevisionTemplate, ours: Mapping[str, str]) -> list[Manifest]:
     """Our variables, then the service's; of two with the same name the service's stays."""
     given = [each.to_manifest() for each in template.engine.env]
     taken = {each["name"] for each in given}
-    return [{"name": name, "value": value} for name, value in ENVIRONMENT.items() if name not in taken] + given
+    return [{"name": name, "value": value} for name, value in ours.items() if name not in taken] + given
 
 
 def _probe(path: str, period: int, failures: int) -> Manifest:

@@ -1,7 +1,8 @@
 """What an inspection found out about a model, and how it travels.
 
 `kvasir-runtime inspect URI --report` leaves one JSON object in its termination message, the kubelet copies it into
-the pod's status, the operator reads it back. Only numbers on which memory depends are in it, so that it always fits into the 4096 bytes that the kubelet keeps.
+the pod's status, the operator reads it back. Only numbers on which memory depends are in it, so that it always fits
+into the 4096 bytes that the kubelet keeps.
 """
 
 import json

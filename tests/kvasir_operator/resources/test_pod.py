@@ -183,7 +183,15 @@ def test_all_that_a_service_may_say_reaches_the_pod(make_service: MakeService) -
     assert runtime["args"] == [
         *("serve", "--model", "/models/model", "--served-model-name", "org/big", "--revision", template.digest()),
         *("--dtype", "bfloat16", "--quantization", "fp8", "--max-model-len", "8192"),
-        *("--max-num-seqs", "64", "--max-num-batched-tokens", "4096", "--scheduling-policy", "priority", "--prefer-prefill"),
+        *(
+            "--max-num-seqs",
+            "64",
+            "--max-num-batched-tokens",
+            "4096",
+            "--scheduling-policy",
+            "priority",
+            "--prefer-prefill",
+        ),
         *("--block-size", "32", "--kv-cache-dtype", "fp8", "--kv-cache-memory", str(20 * 2**30)),
         *("--no-enable-prefix-caching", "--prefix-eviction-policy", "lfu"),
         *("--device", "cuda", "--tensor-parallel-size", "2", "--port", "8000", "--admin-port", "8001"),
@@ -273,3 +281,21 @@ def test_the_grace_period_is_the_drain_and_a_margin(
     settings = Settings(drain_margin_seconds=margin)
     template = RevisionTemplate.of(make_service(drain={"timeout": timeout}), settings)
     assert grace_period(template, settings) == seconds
+
+
+@pytest.mark.parametrize(
+    ("volume", "storage", "expected"),
+    [(None, None, None), ("10Gi", None, 10 << 30), (None, "4Gi", 4 << 30), ("10Gi", "4Gi", 4 << 30)],
+)
+def test_a_fetch_refuses_what_its_volume_cannot_hold(
+    make_service: MakeService, volume: str | None, storage: str | None, expected: int | None
+) -> None:
+    """Else the kubelet would evict the pod half-way, again and again."""
+    settings = Settings(model_volume_size=volume)  # type: ignore[arg-type]
+    limits = {"memory": "1Gi"} | ({"ephemeral-storage": storage} if storage else {})
+    service = make_service(model={"source": {"uri": "s3://models/m"}}, resources={"limits": limits})
+    spec = build_pod(service.metadata, RevisionTemplate.of(service, settings), "p", settings)["spec"]
+    [fetch], [runtime] = spec["initContainers"], spec["containers"]
+    found = {each["name"]: each["value"] for each in fetch["env"]}.get("KVASIR_FETCH_MAX_SIZE")
+    assert found == (str(expected) if expected else None)
+    assert runtime["env"] == ENVIRONMENT
