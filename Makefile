@@ -80,6 +80,10 @@ e2e: setup ## Run the tests on a real cluster
 bench: setup ## Measure the runtime on this machine with the committed model
 	$(BIN)/kvasir-runtime bench throughput --model tests/models/tiny-llama --input-len 256 --output-len 64 --num-prompts 16
 
+.PHONY: bench-operator
+bench-operator: setup ## Measure the operator with 100, 1000 and 3000 services on a cluster of its own (BENCH_ARGS='--help')
+	$(BIN)/python -m e2e.bench_operator $(BENCH_ARGS)
+
 .PHONY: bench-peers
 bench-peers: setup ## Measure Kvasir beside vLLM, transformers and llama.cpp (installs them once; PEERS_ARGS='--help')
 	$(BIN)/python -m benchmarks.peers $(PEERS_ARGS)
