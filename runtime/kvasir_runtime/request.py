@@ -4,6 +4,7 @@ from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from kvasir_runtime.core.prefix_heat import Origin
 from kvasir_runtime.engine.messages import EngineRequest, FinishReason, TokenLogprobs
 from kvasir_runtime.sampling_params import SamplingParams
 
@@ -34,6 +35,9 @@ class Request:
     sort_key: tuple[float, int]
     """Position in the order of service: least first. Never changes, so that a preempted request keeps its place."""
     priority: int = 0
+    background: bool = False
+    """Computed only while no user's request wants the engine."""
+    origin: Origin = Origin()
     seed: int = 0
     status: Status = Status.WAITING
     seat: int = -1
@@ -108,6 +112,8 @@ def make_requests(
             stop_token_ids=stop_ids,
             sort_key=sort_key,
             priority=message.priority,
+            background=message.background,
+            origin=Origin(message.adapter, message.adapter_digest, message.cache_salt),
             # Any odd constant keeps the continuations' random streams apart; this is 2^64 / golden ratio.
             seed=(base_seed + index * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF,
             hash_root=hash_root,

@@ -8,8 +8,12 @@ middle (a cached block that is hit) cost O(1) and no Python object exists per bl
 With `lfu` there is one list per worth, where worth = hits (capped) + age, and age is the worth of the block evicted
 last: frequently used blocks outlive others but not for ever.
 Source: Arlitt et al., Evaluating content management techniques for Web proxy caches (2000): LFU with dynamic aging.
+
+Cached blocks may be *pinned* for a while. A pinned block is as free as any other, so that no pin can ever make a
+request wait or fail; it is only taken last, when no other free block is left.
 """
 
+import math
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,9 +40,12 @@ class BlockPool:
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
         # Entry `num_blocks + i` is the sentinel of list i: its next is the list's head, its previous the tail.
-        sentinels = range(num_blocks, num_blocks + self.num_lists)
+        sentinels = range(num_blocks, num_blocks + self.num_lists + 1)
+        self._pinned_sentinel: Final = sentinels[-1]
         self._next = array("i", [-1]) * num_blocks + array("i", sentinels)
         self._previous = array("i", [-1]) * num_blocks + array("i", sentinels)
+        self._pinned_until: dict[int, float] = {}
+        self._next_expiry = math.inf
         self._age = 0
         self.ref_counts[NULL_BLOCK] = 1
         for block in range(1, num_blocks):
@@ -52,6 +59,10 @@ class BlockPool:
     @property
     def num_active(self) -> int:
         return self.num_usable - self.num_free
+
+    @property
+    def num_pinned(self) -> int:
+        return len(self._pinned_until)
 
     def find(self, block_hash: bytes) -> int | None:
         """The block with this content, active or free; None when there is none. Changes nothing."""
@@ -104,16 +115,51 @@ class BlockPool:
         self._hash_of[block] = block_hash
         return True
 
+    def pin(self, blocks: Iterable[int], until: float, limit: int) -> int:
+        """Keep cached blocks from being taken before others, until the time `until`; returns how many are.
+
+        In the order given, no more than `limit` blocks in all; those that are pinned already count, and keep the
+        later of both times.
+        """
+        count = 0
+        for block in blocks:
+            assert self._hash_of[block] is not None, block
+            if block not in self._pinned_until and self.num_pinned >= limit:
+                break
+            free = self.ref_counts[block] == 0
+            if free:
+                self._unlink(block)
+            self._pinned_until[block] = max(until, self._pinned_until.get(block, until))
+            if free:
+                self._append(block)
+            count += 1
+        self._next_expiry = min(self._next_expiry, until)
+        return count
+
+    def unpin_expired(self, now: float) -> None:
+        """Let go of the pins whose time is over: their blocks are the last used of the others."""
+        if now < self._next_expiry:
+            return
+        for block in [block for block, until in self._pinned_until.items() if until <= now]:
+            free = self.ref_counts[block] == 0
+            if free:
+                self._unlink(block)
+            del self._pinned_until[block]
+            if free:
+                self._append(block)
+        self._next_expiry = min(self._pinned_until.values(), default=math.inf)
+
     def forget_cached(self) -> None:
         """Drop the content of all free blocks, as when the weights were replaced."""
+        self.unpin_expired(math.inf)
         for block in list(self.free_blocks()):
             self._forget(block)
         self.num_cached_free = 0
 
     def free_blocks(self) -> Iterator[int]:
         """Free blocks in the order in which they would be taken."""
-        for offset in range(self.num_lists):
-            sentinel = self._sentinel(self._age + offset)
+        sentinels = [self._sentinel(self._age + offset) for offset in range(self.num_lists)]
+        for sentinel in (*sentinels, self._pinned_sentinel):
             block = self._next[sentinel]
             while block != sentinel:
                 yield block
@@ -133,6 +179,11 @@ class BlockPool:
         for block_hash, block in self._block_of.items():
             assert self._hash_of[block] == block_hash, f"block {block} is listed under a hash it does not bear"
         assert len(self._block_of) == sum(value is not None for value in self._hash_of)
+        assert all(self._hash_of[block] is not None for block in self._pinned_until), (
+            "a block without content is pinned"
+        )
+        pinned = [block for block in free if block in self._pinned_until]
+        assert free[len(free) - len(pinned) :] == pinned, "a pinned block would be taken before one that is not"
 
     def _evict(self) -> int:
         block = self._oldest()
@@ -150,7 +201,9 @@ class BlockPool:
             if block < self.num_blocks:
                 self._age += offset
                 return block
-        raise AssertionError
+        block = self._next[self._pinned_sentinel]
+        assert block < self.num_blocks, "no block is free"
+        return block
 
     def _forget(self, block: int) -> None:
         block_hash = self._hash_of[block]
@@ -158,12 +211,15 @@ class BlockPool:
             del self._block_of[block_hash]
             self._hash_of[block] = None
         self._hits[block] = 0
+        self._pinned_until.pop(block, None)
 
     def _sentinel(self, worth: int) -> int:
         return self.num_blocks + worth % self.num_lists
 
     def _append(self, block: int) -> None:
         sentinel = self._sentinel(self._age + self._hits[block])
+        if block in self._pinned_until:
+            sentinel = self._pinned_sentinel
         self._link(self._previous[sentinel], block, sentinel)
 
     def _prepend(self, block: int) -> None:

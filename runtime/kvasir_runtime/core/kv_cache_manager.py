@@ -6,17 +6,29 @@ from typing import Literal
 
 from kvasir_runtime.core.block_hash import extend_block_hashes
 from kvasir_runtime.core.block_pool import BlockPool
+from kvasir_runtime.core.prefix_heat import PrefixHeat
 from kvasir_runtime.request import Request
 
 VALUE_HALF_LIFE_S = 600.0
 """The cache's value forgets half of the tokens it saved in this time."""
 
+PINNED_SHARE = 0.5
+"""Of the blocks at most: the rest caches what users send now."""
+
 
 class KVCacheManager:
     """Block tables of all sequences over one pool. `num_blocks` includes the null block."""
 
-    def __init__(self, num_blocks: int, block_size: int, eviction_policy: Literal["lru", "lfu"] = "lru") -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        eviction_policy: Literal["lru", "lfu"] = "lru",
+        heat: PrefixHeat | None = None,
+    ) -> None:
+        """`heat` is told of every user's prompt."""
         self.block_size = block_size
+        self.heat = heat
         self.pool = BlockPool(num_blocks, eviction_policy)
         self.query_tokens = 0
         self.hit_tokens = 0
@@ -31,13 +43,7 @@ class KVCacheManager:
         if request.hash_root is None or request.sampling.prompt_logprobs is not None:
             return []
         extend_block_hashes(request.block_hashes, request.hash_root, request.token_ids, self.block_size)
-        found: list[int] = []
-        for block_hash in request.block_hashes[: (request.num_tokens - 1) // self.block_size]:
-            block = self.pool.find(block_hash)
-            if block is None:
-                break
-            found.append(block)
-        return found
+        return self._find_run(request.block_hashes[: (request.num_tokens - 1) // self.block_size])
 
     def can_admit(self, request: Request, cached: list[int], spare: int) -> bool:
         """Whether the whole of `request` fits beside what runs, with `spare` blocks left for that to grow."""
@@ -52,12 +58,18 @@ class KVCacheManager:
         request.block_ids.extend(cached)
         request.num_registered_blocks = len(cached)
         request.num_computed_tokens = len(cached) * self.block_size
-        if request.num_cached_tokens is None:  # a preempted request asked before
-            request.num_cached_tokens = request.num_computed_tokens
-            self.query_tokens += request.num_prompt_tokens
-            self.hit_tokens += request.num_computed_tokens
-            self._value = self.value(now) + request.num_computed_tokens
-            self._value_time = now
+        if request.num_cached_tokens is not None:  # it was preempted: what it asked for then counts
+            return
+        request.num_cached_tokens = request.num_computed_tokens
+        if request.background:
+            return
+        self.query_tokens += request.num_prompt_tokens
+        self.hit_tokens += request.num_computed_tokens
+        self._value = self.value(now) + request.num_computed_tokens
+        self._value_time = now
+        if self.heat is not None and request.index == 0:
+            full = request.num_prompt_tokens // self.block_size
+            self.heat.visit(request.token_ids, request.block_hashes[:full], request.origin, now)
 
     def allocate(self, request: Request, num_new_tokens: int) -> bool:
         """Make room for the next tokens to compute. False, and nothing changed, if there is none."""
@@ -77,6 +89,15 @@ class KVCacheManager:
         for position in range(request.num_registered_blocks, full):
             self.pool.register(request.block_ids[position], request.block_hashes[position])
         request.num_registered_blocks = full
+
+    def pin(self, request: Request, until: float) -> None:
+        """Let the computed blocks of a prompt outlive others in the cache until then, its first blocks first."""
+        blocks = self._find_run(request.block_hashes[: request.num_prompt_tokens // self.block_size])
+        self.pool.pin(blocks, until, int(self.pool.num_usable * PINNED_SHARE))
+
+    def count_cached(self, block_hashes: Iterable[bytes]) -> int:
+        """How many blocks of a chain, from its beginning on, are in the cache."""
+        return len(self._find_run(block_hashes))
 
     def free(self, request: Request) -> None:
         """Give back all blocks of `request`; harmless when it has none."""
@@ -98,6 +119,15 @@ class KVCacheManager:
             assert request.num_computed_tokens <= covered, f"{request.request_id}: tokens without a block"
             for block in request.block_ids[request.num_registered_blocks :]:
                 assert self.pool.ref_counts[block] == 1, f"{request.request_id} would write shared block {block}"
+
+    def _find_run(self, block_hashes: Iterable[bytes]) -> list[int]:
+        found: list[int] = []
+        for block_hash in block_hashes:
+            block = self.pool.find(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

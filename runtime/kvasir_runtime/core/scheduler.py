@@ -7,6 +7,8 @@ One rule: every running sequence wants to bring `num_computed_tokens` up to `num
 - A request is admitted when a seat is free and all its blocks fit beside one more block for each that runs.
 - When a running sequence finds no block, the last in the order of service is preempted: its blocks are given back
   (their content stays findable), it waits in its old place and is computed again. Nothing new is admitted that step.
+- A background request (a prompt computed beforehand) is only run while no other request waits or runs, a chunk of
+  `BACKGROUND_CHUNK` tokens a step, and gives up its seat and its blocks to whoever wants them. It counts nowhere.
 - Under `priority` a request of higher priority also takes the seat or the blocks of the last one running.
 
 Order of service: as queued; under `priority`, a request of priority p counts as arrived p x `AGING_S` later (lower
@@ -19,6 +21,7 @@ steps as it and those queued before it have prompt and output tokens, whatever a
 that were running when it became the first count too.
 """
 
+import math
 from bisect import insort
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
@@ -33,9 +36,16 @@ from kvasir_runtime.request import Request, Status
 AGING_S: Final = 60.0
 """How much later a request counts as arrived for each step of priority."""
 
+BACKGROUND_CHUNK: Final = 256
+"""Tokens of a background prompt in one step: what a user's request that arrives meanwhile waits for at most."""
 
-def service_order(config: SchedulerConfig, arrival_time: float, priority: int, number: int) -> tuple[float, int]:
+
+def service_order(
+    config: SchedulerConfig, arrival_time: float, priority: int, number: int, *, background: bool = False
+) -> tuple[float, int]:
     """A request's `sort_key`; `number` counts requests and settles ties."""
+    if background:
+        return (math.inf, number)
     return (arrival_time + priority * AGING_S if config.policy == "priority" else 0.0, number)
 
 
@@ -65,8 +75,8 @@ class Scheduler:
         self._groups[leader.request_id] = list(group)
         leader.followers = list(group[1:])
         self._enqueue(leader)
-        self.num_waiting += len(leader.followers)
-        self.queued_tokens += sum(follower.num_tokens for follower in leader.followers)
+        for follower in leader.followers:
+            self._count_waiting(follower, 1)
 
     def abort(self, request_id: str) -> list[Request]:
         """End all unfinished continuations of a request, queued or running; returns them. Unknown ids give none."""
@@ -79,7 +89,17 @@ class Scheduler:
         return aborted
 
     def has_work(self) -> bool:
-        return bool(self.running) or self.num_waiting > 0
+        return bool(self._groups)
+
+    @property
+    def users_present(self) -> bool:
+        """Whether any request runs or waits that is not in the background."""
+        return self.num_waiting > 0 or (bool(self.running) and not self.running[0].background)
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that run, without those in the background."""
+        return sum(not request.background for request in self.running)
 
     def knows(self, request_id: str) -> bool:
         """Whether a request of that id is unfinished."""
@@ -91,6 +111,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> SchedulerOutput:
         """Choose the tokens of the next step and take the blocks for them; `update` must follow with the results."""
+        self.kv.pool.unpin_expired(now)
         self._step.clear()
         self._budget = self.config.max_num_batched_tokens
         self._preempted_this_step = False
@@ -144,20 +165,22 @@ class Scheduler:
         seated = [request for request in self.seated if request is not None]
         assert sorted(seated, key=_sort_key) == self.running, "seats and running differ"
         assert len(seated) + len(self._free_seats) == len(self.seated), "a seat is lost"
-        assert self.num_waiting == len(unfinished) - len(self.running), "the queue's count is wrong"
         waiting = [request for request in unfinished if request.status is Status.WAITING]
-        assert self.queued_tokens == sum(request.num_tokens for request in waiting), "the queue's tokens are wrong"
+        users = [request for request in waiting if not request.background]
+        assert len(waiting) == len(unfinished) - len(self.running), "a request neither waits nor runs"
+        assert self.num_waiting == len(users), "the queue's count is wrong"
+        assert self.queued_tokens == sum(request.num_tokens for request in users), "the queue's tokens are wrong"
         assert not any(request.block_ids for request in waiting), "a waiting request holds blocks"
 
     def _schedule_running(self, *, decodes: bool) -> None:
         for request in tuple(self.running):
-            if self._budget == 0:
+            if self._budget == 0 or (request.background and self.users_present):
                 return
             if request.status is Status.RUNNING and (request.num_pending_tokens == 1) is decodes:
                 self._schedule_tokens(request)
 
     def _schedule_tokens(self, request: Request) -> None:
-        count = min(request.num_pending_tokens, self._budget)
+        count = min(request.num_pending_tokens, self._budget, BACKGROUND_CHUNK if request.background else self._budget)
         while not self.kv.allocate(request, count):
             victim = self.running[-1]
             self._preempt(victim)
@@ -168,6 +191,8 @@ class Scheduler:
 
     def _admit(self, output: SchedulerOutput, now: float) -> None:
         while self._budget > 0 and not self._preempted_this_step and (request := self._head()) is not None:
+            if request.background and self.users_present:
+                return
             cached = self.kv.find_cached(request)
             spare = len(self.running)
             while not self._free_seats or not self.kv.can_admit(request, cached, spare):
@@ -182,14 +207,15 @@ class Scheduler:
 
     def _yields_to(self, request: Request) -> bool:
         """Whether the last one running must make way for `request`."""
-        if self.config.policy != "priority" or not self.running:
+        if not self.running:
             return False
         last = self.running[-1]
+        if last.background or self.config.policy != "priority":
+            return last.background and not request.background
         return request.priority < last.priority and request.sort_key < last.sort_key
 
     def _seat(self, request: Request, cached: list[int], now: float, output: SchedulerOutput) -> None:
-        self.num_waiting -= 1
-        self.queued_tokens -= request.num_tokens
+        self._count_waiting(request, -1)
         self.kv.admit(request, cached, now)
         request.status, request.seat = Status.RUNNING, self._free_seats.pop()
         request.num_sent_blocks = 0
@@ -208,7 +234,7 @@ class Scheduler:
         )
 
     def _preempt(self, request: Request) -> None:
-        self.preemptions += 1
+        self.preemptions += not request.background
         self._preempted_this_step = True
         self._budget += self._step.pop(request, 0)
         self._unqueue_or_unseat(request)
@@ -222,14 +248,17 @@ class Scheduler:
             self._free_seats.append(request.seat)
             request.seat = -1
         elif request.status is Status.WAITING:
-            self.num_waiting -= 1
-            self.queued_tokens -= request.num_tokens
+            self._count_waiting(request, -1)
 
     def _enqueue(self, request: Request) -> None:
         request.status = Status.WAITING
-        self.num_waiting += 1
-        self.queued_tokens += request.num_tokens
+        self._count_waiting(request, 1)
         heappush(self._waiting, (request.sort_key, request.index, request))
+
+    def _count_waiting(self, request: Request, change: int) -> None:
+        if not request.background:
+            self.num_waiting += change
+            self.queued_tokens += change * request.num_tokens
 
     def _head(self) -> Request | None:
         while self._waiting and self._waiting[0][2].status is not Status.WAITING:

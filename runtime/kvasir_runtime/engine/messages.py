@@ -5,6 +5,7 @@ Nothing here needs torch, msgspec or ZeroMQ, so that the engine can also be driv
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from kvasir_runtime.sampling_params import SamplingParams
 
@@ -25,7 +26,8 @@ class FinishReason(StrEnum):
 class EngineRequest:
     """One prompt to continue. `arrival_time` is `time.monotonic()` of the same machine; lower `priority` runs first.
 
-    `adapter_digest` and `cache_salt` are part of every block hash: KV computed under others is never reused.
+    `adapter_digest` and `cache_salt` are part of every block hash: KV computed under others is never reused. What is
+    `background` runs when no other request wants the engine; its prompt's blocks are pinned for `pin_s` seconds.
     """
 
     request_id: str
@@ -36,11 +38,47 @@ class EngineRequest:
     cache_salt: str = ""
     adapter: str = ""
     adapter_digest: str = ""
+    background: bool = False
+    pin_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class AbortRequests:
     request_ids: list[str]
+
+
+@dataclass(frozen=True)
+class ListPrefixes:
+    """Ask for the hottest prefixes, at most `count` of them with `max_tokens` tokens in all."""
+
+    call_id: int
+    count: int
+    max_tokens: int
+    salted: bool = False
+
+
+@dataclass(frozen=True)
+class SetSleep:
+    """Free memory (1: the KV cache, 2: the weights too) or, with 0, take it back. Only without work."""
+
+    call_id: int
+    level: int
+
+
+@dataclass(frozen=True)
+class LoadAdapter:
+    """Read an adapter, checked before, from its folder; answered by `AdapterLoaded`. A known one is only pinned anew."""
+
+    digest: str
+    folder: str
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class UnloadAdapter:
+    """Take no more requests for it; it is gone with the last one that runs."""
+
+    digest: str
 
 
 # From the engine to the front end
@@ -85,11 +123,13 @@ class EngineStats:
     blocks_total: int = 0
     blocks_active: int = 0
     blocks_cached: int = 0
+    blocks_pinned: int = 0
     prefix_query_tokens: int = 0
     prefix_hit_tokens: int = 0
     preemptions: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0
+    warmup_tokens: int = 0
     steps: int = 0
     cache_value: float = 0.0
 
@@ -102,6 +142,63 @@ class StepOutputs:
     stats: EngineStats
     scheduled_at: dict[str, float] = field(default_factory=dict)
     """Requests that left the queue in this step, with the monotonic time at which they did."""
+
+
+@dataclass(frozen=True)
+class PrefixReport:
+    """One prefix with its decayed hits; `cached_tokens` of its tokens are in the cache now."""
+
+    token_ids: list[int]
+    hits: float
+    cached_tokens: int
+    adapter: str
+    adapter_digest: str
+    cache_salt: str
+
+
+@dataclass(frozen=True)
+class PrefixesListed:
+    """Answer to `ListPrefixes`."""
+
+    call_id: int
+    prefixes: list[PrefixReport]
+
+
+@dataclass(frozen=True)
+class SleepDone:
+    """Answer to `SetSleep`; `error` when it could not be done. Bytes are those of the process in memory."""
+
+    call_id: int
+    level: int
+    freed_bytes: int = 0
+    resident_bytes: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterLoaded:
+    """`report` is empty, or a `FailureReport` as JSON: then the adapter takes no requests."""
+
+    digest: str
+    nbytes: int
+    report: str = ""
+
+
+@dataclass(frozen=True)
+class AdapterUse:
+    """Where an adapter is (`core.adapter_slots`) and what it takes in memory."""
+
+    digest: str
+    residency: Literal["disk", "loading", "host", "device"]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class AdapterStates:
+    """All adapters, after any of them moved. What is not listed is gone."""
+
+    adapters: list[AdapterUse]
 
 
 @dataclass(frozen=True)
@@ -147,5 +244,9 @@ class Heartbeat:
     cpu_seconds: float
 
 
-FromFrontEnd = EngineRequest | AbortRequests
-FromEngine = StepOutputs | StartupProgress | EngineReady | EngineFailed | Heartbeat
+Call = ListPrefixes | SetSleep
+"""Gets exactly one `Answer`, with the same `call_id`."""
+Answer = PrefixesListed | SleepDone
+
+FromFrontEnd = EngineRequest | AbortRequests | LoadAdapter | UnloadAdapter | Call
+FromEngine = AdapterLoaded | AdapterStates | StepOutputs | StartupProgress | EngineReady | EngineFailed | Heartbeat | Answer

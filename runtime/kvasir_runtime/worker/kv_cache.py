@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class KVCache:
-    """One `kv_2BKSC` tensor a layer (see `attention.backend`), allocated once and never moved."""
+    """One `kv_2BKSC` tensor a layer (see `attention.backend`), allocated once and never moved while anything runs."""
 
     def __init__(
         self,
@@ -21,8 +21,21 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> None:
-        shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
-        self.layers: list[Tensor] = [_zeros(shape, dtype, torch.device(device)) for _ in range(num_layers)]
+        self._shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
+        self._num_layers = num_layers
+        self._dtype = dtype
+        self._device = torch.device(device)
+        self.layers: list[Tensor] = []
+        self.allocate()
+
+    def allocate(self) -> None:
+        """Take the memory, all zeros; harmless when it is there."""
+        if not self.layers:
+            self.layers = [_zeros(self._shape, self._dtype, self._device) for _ in range(self._num_layers)]
+
+    def free(self) -> None:
+        """Give the memory back; what was in it is lost. Harmless when it is gone."""
+        self.layers = []
 
     @property
     def nbytes(self) -> int:

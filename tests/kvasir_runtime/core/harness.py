@@ -41,15 +41,22 @@ class Harness:
     now: float = 0.0
 
     def add(
-        self, name: str, prompt: list[int], max_tokens: int = 4, *, n: int = 1, priority: int = 0, arrival: float = 0.0
+        self,
+        name: str,
+        prompt: list[int],
+        max_tokens: int = 4,
+        *,
+        n: int = 1,
+        priority: int = 0,
+        arrival: float = 0.0,
+        background: bool = False,
     ) -> list[Request]:
         self.added += 1
-        message = EngineRequest(
-            name, prompt, SamplingParams(max_tokens=max_tokens, n=n, ignore_eos=True), arrival, priority=priority
-        )
+        sampling = SamplingParams(max_tokens=max_tokens, n=n, ignore_eos=True)
+        message = EngineRequest(name, prompt, sampling, arrival, priority=priority, background=background)
         group = make_requests(
             message,
-            sort_key=service_order(self.scheduler.config, arrival, priority, self.added),
+            sort_key=service_order(self.scheduler.config, arrival, priority, self.added, background=background),
             seed=0,
             max_model_len=self.max_model_len,
             eos_token_ids=frozenset(),

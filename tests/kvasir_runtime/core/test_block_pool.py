@@ -1,5 +1,7 @@
 """Exact ids, reference counts and free-list order of the block pool."""
 
+from typing import Literal
+
 import pytest
 
 from kvasir_runtime.core.block_pool import BlockPool
@@ -126,3 +128,51 @@ def test_integrity_names_the_block(tables: list[list[int]], message: str) -> Non
     pool.allocate(2)
     with pytest.raises(AssertionError, match=message):
         pool.check_integrity(tables)
+
+
+@pytest.mark.parametrize("policy", ["lru", "lfu"])
+def test_pinned_blocks_are_free_but_taken_last(policy: Literal["lru", "lfu"]) -> None:
+    """A pin changes the order alone: every block can still be had, and a pinned one that is taken is forgotten."""
+    pool = BlockPool(6, policy)
+    pool.release(fill(pool, 4))
+    assert pool.pin([1, 2], until=60.0, limit=10) == 2
+    assert list(pool.free_blocks()) == [5, 4, 3, 1, 2]
+    assert (pool.num_free, pool.num_cached_free, pool.num_pinned) == (5, 4, 2)
+    pool.check_integrity([])
+    taken = pool.allocate(4)
+    assert taken == [5, 4, 3, 1]
+    assert (pool.num_pinned, pool.find(content(0)), pool.find(content(1))) == (1, None, 2)
+    pool.check_integrity([taken])
+
+
+def test_pins_survive_use_and_end_with_their_time() -> None:
+    """A block that was used is pinned again; the later time counts; expired ones are the last used of the rest."""
+    pool = BlockPool(5)
+    pool.release(fill(pool, 4))
+    pool.pin([1], until=60.0, limit=10)
+    pool.pin([1, 2], until=30.0, limit=10)
+    pool.acquire([1])
+    pool.release([1])
+    assert list(pool.free_blocks()) == [4, 3, 2, 1]
+    pool.unpin_expired(29.0)
+    assert pool.num_pinned == 2
+    pool.unpin_expired(30.0)
+    assert pool.num_pinned == 1
+    pool.acquire([1])
+    pool.unpin_expired(60.0)
+    assert pool.num_pinned == 0
+    pool.release([1])
+    assert list(pool.free_blocks()) == [4, 3, 2, 1]
+    pool.check_integrity([])
+
+
+def test_pins_are_bounded_and_forgotten_with_the_cache() -> None:
+    """No more blocks than the limit, the first ones first; dropping the cache's content drops the pins."""
+    pool = BlockPool(8)
+    pool.release(fill(pool, 5))
+    assert pool.pin([1, 2, 3], until=60.0, limit=2) == 2
+    assert pool.pin([2, 4], until=60.0, limit=2) == 1
+    assert pool.num_pinned == 2
+    pool.forget_cached()
+    assert (pool.num_pinned, pool.num_free, pool.num_cached_free) == (0, 7, 0)
+    pool.check_integrity([])

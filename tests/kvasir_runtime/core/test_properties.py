@@ -1,4 +1,7 @@
-"""Whatever is added, aborted and run in whatever order: no leak, no shared write, the right output, the right hits."""
+"""Whatever is added, aborted, warmed up, pinned and run in any order: no leak, no shared write, right output and hits.
+
+What is warmed up or pinned never keeps a user's request from running.
+"""
 
 from typing import Any
 
@@ -47,6 +50,20 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.harness.add(name, prompt, max_tokens, n=n, priority=priority, arrival=float(len(self.expected)))
         self.expected[name] = expected_output(prompt, max_tokens)
 
+    @rule(prompt=prompts)
+    def warm_up(self, prompt: list[int]) -> None:
+        name = str(len(self.expected))
+        self.harness.add(name, prompt, max_tokens=1, background=True)
+        self.expected[name] = expected_output(prompt, 1)
+
+    @rule(data=st.data(), seconds=st.integers(0, 30))
+    def pin(self, data: st.DataObject, seconds: int) -> None:
+        if self.harness.finished:
+            request = self.harness.finished[data.draw(st.sampled_from(sorted(self.harness.finished)))]
+            kv = self.harness.scheduler.kv
+            kv.pin(request, self.harness.now + seconds)
+            assert kv.pool.num_pinned <= kv.pool.num_usable // 2
+
     @rule(data=st.data())
     def abort(self, data: st.DataObject) -> None:
         if self.expected:
@@ -58,9 +75,13 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, count: int) -> None:
         for _ in range(count):
             scheduler = self.harness.scheduler
+            users = scheduler.users_present
             head, evictions = scheduler._head(), scheduler.kv.pool.evictions
             longest = longest_cached(self.harness, head) if head is not None else 0
             output, _ = self.harness.step()
+            rows = [scheduler.seated[seat] for seat in output.seats]
+            assert not users or rows, "a user's request waits for what is in the background"
+            assert not users or not any(request and request.background for request in rows)
             if scheduler.kv.pool.evictions == evictions:  # else what was cached may have been taken for others
                 hits = [s.num_computed_tokens for s in output.seatings if head and s.token_ids is head.token_ids]
                 assert hits in ([], [longest])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvasir_runtime.core.scheduler import BACKGROUND_CHUNK
 from kvasir_runtime.engine.messages import FinishReason
 from tests.kvasir_runtime.core.harness import expected_output, make_harness
 
@@ -180,3 +181,59 @@ def test_a_step_costs_no_more_when_the_queue_is_long() -> None:
         harness.step()
     touched = [request for request in waiting if request.block_hashes]
     assert len(touched) <= 1
+
+
+def test_background_prompts_are_computed_in_chunks_while_nobody_else_wants_the_engine() -> None:
+    """Beside users' work nothing of them is computed; they count neither as waiting nor as running."""
+    harness = make_harness(num_blocks=200, max_model_len=700, max_num_batched_tokens=600)
+    (warm,) = harness.add("warm", tokens(0, 600), max_tokens=1, background=True)
+    scheduler = harness.scheduler
+    assert (scheduler.num_waiting, scheduler.queued_tokens, scheduler.has_work()) == (0, 0, True)
+    assert harness.step()[0].num_new_tokens == [BACKGROUND_CHUNK]
+    harness.add("user", tokens(900, 8), max_tokens=3)
+    assert scheduler.num_waiting == 1
+    for new in ([8], [1], [1]):
+        assert harness.step()[0].num_new_tokens == new
+        assert scheduler.num_running == len(scheduler.running) - 1
+    assert harness.step()[0].num_new_tokens == [BACKGROUND_CHUNK]
+    assert harness.step()[0].num_new_tokens == [600 - 2 * BACKGROUND_CHUNK]
+    assert warm.finish_reason is FinishReason.LENGTH
+    assert scheduler.kv.query_tokens == 8, "the cache's hit rate is that of users"
+
+
+@pytest.mark.parametrize("seats", [1, 8])
+def test_a_background_prompt_makes_way_for_users(seats: int) -> None:
+    """It gives up its only seat, or its blocks, at once, keeps its place, and is computed later."""
+    harness = make_harness(num_blocks=11, max_num_seqs=seats, max_num_batched_tokens=16)
+    (warm,) = harness.add("warm", tokens(0, 30), max_tokens=1, background=True)
+    harness.step()
+    assert len(warm.block_ids) == 4
+    harness.add("user", tokens(100, 26), max_tokens=8)
+    output, _ = harness.step()
+    assert (output.num_new_tokens, warm.block_ids) == ([16], [])
+    assert harness.scheduler.preemptions == 0
+    harness.run()
+    assert harness.output_of("user") == expected_output(tokens(100, 26), 8)
+    assert harness.output_of("warm") == expected_output(tokens(0, 30), 1)
+
+
+def test_pinned_blocks_never_keep_a_request_waiting() -> None:
+    """Half of the blocks are pinned; a request that needs them all still runs at once and takes them."""
+    harness = make_harness(num_blocks=11, max_num_batched_tokens=40)
+    (warm,) = harness.add("warm", tokens(0, 32), max_tokens=1, background=True)
+    harness.run()
+    pool = harness.scheduler.kv.pool
+    harness.scheduler.kv.pin(warm, until=1e9)
+    assert pool.num_pinned == 5
+    harness.add("small", tokens(500, 16), max_tokens=1)
+    harness.run()
+    assert pool.num_pinned == 5
+    harness.add("again", tokens(0, 21), max_tokens=1)
+    output, _ = harness.step()
+    assert output.num_computed_tokens == [20], "what is pinned is found"
+    harness.add("large", tokens(600, 37), max_tokens=2)
+    output, _ = harness.step()
+    assert output.num_new_tokens == [37]
+    assert pool.num_pinned == 0
+    harness.run()
+    harness.scheduler.check_integrity()
