@@ -3,10 +3,14 @@
 from array import array
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from kvasir_runtime.core.prefix_heat import Origin
 from kvasir_runtime.engine.messages import EngineRequest, FinishReason, TokenLogprobs
 from kvasir_runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from kvasir_runtime.structured.grammar import Grammar
 
 
 class Status(Enum):
@@ -55,6 +59,8 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    grammar: "Grammar | None" = None
+    """Compiled from the sampling's constraint before the request is queued."""
 
     @property
     def num_tokens(self) -> int:
@@ -72,7 +78,9 @@ class Request:
         """Add a sampled token and decide whether it was the last: sets `finish_reason` and `stop_token_id`."""
         self.token_ids.append(token_id)
         produced = self.num_output_tokens
-        if token_id in self.stop_token_ids and produced >= self.sampling.min_tokens:
+        # Under a grammar the sampler has held stop tokens back, unless the text is complete and nothing else can come.
+        may_stop = produced >= self.sampling.min_tokens or self.grammar is not None
+        if token_id in self.stop_token_ids and may_stop:
             self.finish_reason, self.stop_token_id = FinishReason.STOP, token_id
         elif produced >= self.max_output_tokens:
             self.finish_reason = FinishReason.LENGTH
@@ -100,7 +108,8 @@ def make_requests(
         raise ValueError(msg)
     room = max_model_len - prompt_len
     base_seed = seed if sampling.seed is None else sampling.seed
-    stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else eos_token_ids)
+    endless = sampling.ignore_eos and sampling.constraint is None
+    stop_ids = frozenset(sampling.stop_token_ids) | (frozenset() if endless else eos_token_ids)
     return [
         Request(
             request_id=message.request_id,

@@ -5,13 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from kvasir_runtime.structured.constraint import Constraint
+
 
 @dataclass(frozen=True)
 class SamplingParams:
     """Checked at construction: ValueError names the field, the bound and the value.
 
     `temperature` 0 is greedy. `top_k` 0 keeps all tokens. `seed` makes a request reproducible whatever else is in
-    its batch. `stop` strings are looked for in the text by the detokenizer, the rest by the engine.
+    its batch. `constraint` says what an output that ends by itself looks like. `stop` strings are looked for in the
+    text by the detokenizer, the rest by the engine.
     """
 
     n: int = 1
@@ -31,6 +34,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for spec in fields(self):

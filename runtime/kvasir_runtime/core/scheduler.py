@@ -230,6 +230,7 @@ class Scheduler:
                 request.sampling,
                 request.seed,
                 request.stop_token_ids,
+                request.grammar,
             )
         )
 

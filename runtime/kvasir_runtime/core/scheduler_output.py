@@ -2,8 +2,12 @@
 
 from array import array
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvasir_runtime.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from kvasir_runtime.structured.grammar import Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +24,7 @@ class Seating:
     sampling: SamplingParams
     seed: int
     stop_token_ids: frozenset[int]
+    grammar: "Grammar | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,15 +12,19 @@ from kvasir_runtime.core.block_hash import hash_root
 from kvasir_runtime.core.kv_cache_manager import KVCacheManager
 from kvasir_runtime.core.scheduler import Scheduler, service_order
 from kvasir_runtime.core.scheduler_output import SchedulerOutput
+from kvasir_runtime.engine.grammar_queue import GrammarQueue, failure
 from kvasir_runtime.engine.messages import (
     EngineOutput,
     EngineReady,
     EngineRequest,
     EngineStats,
+    FinishReason,
     StartupProgress,
     StepOutputs,
 )
-from kvasir_runtime.request import make_requests
+from kvasir_runtime.request import Request, make_requests
+from kvasir_runtime.structured.grammar import GrammarBackend
+from kvasir_runtime.worker.host import cpu_count
 from kvasir_runtime.worker.loader import load_engine
 from kvasir_runtime.worker.model_runner import StepResult
 
@@ -41,6 +45,7 @@ class EngineCore:
         kv = KVCacheManager(loaded.ready.num_blocks, loaded.ready.block_size, config.cache.eviction_policy)
         self._scheduler = Scheduler(config.scheduler, kv)
         self._seeds = random.Random(config.seed)  # noqa: S311 - picks tokens, guards nothing
+        self._grammars = GrammarQueue(self._grammar_backend().compile)
         self._num_requests = self._steps = 0
         self._prompt_tokens = self._generation_tokens = 0
         self._last_check = 0.0
@@ -57,23 +62,28 @@ class EngineCore:
             eos_token_ids=self._eos_token_ids,
             hash_root=self._hash_root(request),
         )
-        self._scheduler.add(group)
+        if request.sampling.constraint is None:
+            self._scheduler.add(group)
+        else:
+            self._grammars.add(group, request.sampling.constraint)
 
     def abort_requests(self, request_ids: Iterable[str]) -> None:
         """End requests, queued or running, without output. Ids that are not known (any more) are ignored."""
         for request_id in request_ids:
             self._scheduler.abort(request_id)
+            self._grammars.abort(request_id)
 
     def has_work(self) -> bool:
-        return self._scheduler.has_work()
+        return self._scheduler.has_work() or bool(self._grammars)
 
     def step(self) -> StepOutputs:
         """Schedule, run, sample, update: every running sequence gets on. Without work it costs next to nothing."""
+        refused = self._take_compiled()
         now = time.monotonic()
         plan = self._scheduler.schedule(now)
         if not plan.seats:
             self._check_when_idle(now)
-            return StepOutputs([], self.stats())
+            return StepOutputs(refused, self.stats())
         admitted = self._newly_admitted(plan, now)
         result = self._runner.execute(plan)
         self._keep_prompt_logprobs(plan, result)
@@ -95,13 +105,15 @@ class EngineCore:
             )
             for request, entry in zip(advanced, logprobs, strict=True)
         ]
-        return StepOutputs(outputs, self.stats(), admitted)
+        for row, reason in result.failed.items():
+            outputs[row] = self._give_up(advanced[row], reason)
+        return StepOutputs(refused + outputs, self.stats(), admitted)
 
     def stats(self) -> EngineStats:
         scheduler, pool = self._scheduler, self._scheduler.kv.pool
         return EngineStats(
             running=len(scheduler.running),
-            waiting=scheduler.num_waiting,
+            waiting=scheduler.num_waiting + self._grammars.num_waiting,
             queued_tokens=scheduler.queued_tokens,
             blocks_total=pool.num_usable,
             blocks_active=pool.num_active,
@@ -133,9 +145,24 @@ class EngineCore:
         if bad is not None:
             msg = f"stop_token_ids must be between 0 and {vocab - 1}, got {bad}"
             raise ValueError(msg)
-        if self._scheduler.knows(request.request_id):
+        if self._scheduler.knows(request.request_id) or request.request_id in self._grammars:
             msg = f"request_id {request.request_id!r} is in use"
             raise ValueError(msg)
+
+    def _grammar_backend(self) -> GrammarBackend:
+        threads = self._config.num_threads or cpu_count()
+        return GrammarBackend(self._config.model, self.ready.vocab_size, sorted(self._eos_token_ids), threads)
+
+    def _take_compiled(self) -> list[EngineOutput]:
+        compiled, refused = self._grammars.take(may_wait=not self._scheduler.has_work())
+        for group in compiled:
+            self._scheduler.add(group)
+        return refused
+
+    def _give_up(self, request: Request, reason: str) -> EngineOutput:
+        if request.finish_reason is None:
+            self._scheduler.finish(request, FinishReason.ERROR)
+        return failure(request, f"led to a state that is too complex to go on from: {reason}")
 
     def _hash_root(self, request: EngineRequest) -> bytes | None:
         """Continuations of one prompt share blocks even without a prefix cache: then nobody else can know the salt."""

@@ -99,7 +99,8 @@ class EngineOutput:
     """What one step added to one sequence. `index` tells apart the `n` continuations of a request.
 
     The last one of a sequence carries `finish_reason`; `stop_token_id` is the token that ended it, if one did.
-    `cached_tokens` (prompt tokens taken from the prefix cache) is set on the first output.
+    `cached_tokens` (prompt tokens taken from the prefix cache) is set on the first output. `error` says why a request
+    could not be served, `error_field` which of its fields is the reason.
     """
 
     request_id: str
@@ -111,6 +112,7 @@ class EngineOutput:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     cached_tokens: int | None = None
     error: str = ""
+    error_field: str = ""
 
 
 @dataclass(frozen=True)

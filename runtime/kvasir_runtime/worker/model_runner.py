@@ -18,11 +18,15 @@ _LOGPROB_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Results of the rows that sample, in their order; `prompt_logprobs` by seat."""
+    """Results of the rows that sample, in their order; `prompt_logprobs` by seat.
+
+    `failed` are those of them whose grammar could not go on, with the reason: their tokens mean nothing.
+    """
 
     token_ids: list[int]
     logprobs: list[TokenLogprobs | None] | None = None
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
 
 
 class ModelRunner:
@@ -62,7 +66,7 @@ class ModelRunner:
         logits_RV = self.model.logits(hidden_TD[inputs.last_rows_R])
         sampled = self.sampler.sample(logits_RV, inputs.sample_seats_R, inputs.sample_positions_R)
         self.batch.record(inputs, sampled.tokens_R)
-        return StepResult(sampled.tokens_R.tolist(), sampled.logprobs, prompt_logprobs)
+        return StepResult(sampled.tokens_R.tolist(), sampled.logprobs, prompt_logprobs, sampled.failed)
 
     def _prompt_logprobs(self, output: SchedulerOutput, hidden_TD: Tensor) -> dict[int, list[TokenLogprobs]]:
         reports: dict[int, list[TokenLogprobs]] = {}

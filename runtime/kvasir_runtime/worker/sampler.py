@@ -7,7 +7,7 @@ cumulative distribution. So a request's tokens depend on nothing else in its bat
 the same numbers again.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kvasir_runtime.core.scheduler_output import Seating
 from kvasir_runtime.engine.messages import TokenLogprobs
+from kvasir_runtime.structured.masks import GrammarMasks
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,6 +28,8 @@ _NUCLEUS_GUESS = 256
 class Sampled:
     tokens_R: Tensor
     logprobs: list[TokenLogprobs | None] | None
+    failed: dict[int, str] = field(default_factory=dict)
+    """Rows whose grammar could not go on, with the reason."""
 
 
 class Sampler:
@@ -47,6 +50,7 @@ class Sampler:
         self._penalized = np.zeros(num_seats, dtype=bool)
         self._biased: dict[int, tuple[Tensor, Tensor]] = {}
         self._stop_ids: dict[int, Tensor] = {}
+        self._grammars = GrammarMasks(vocab_size)
         self._in_prompt_SV: Tensor | None = None
         self._output_counts_SV: Tensor | None = None
 
@@ -64,7 +68,8 @@ class Sampler:
             ids, values = list(params.logit_bias), list(params.logit_bias.values())
             self._biased[seat] = (torch.tensor(ids), torch.tensor(values, dtype=torch.float32))
         self._stop_ids.pop(seat, None)
-        if params.min_tokens > 0 and seating.stop_token_ids:
+        self._grammars.seat(seating)
+        if params.min_tokens > 0 and seating.stop_token_ids and seating.grammar is None:
             self._stop_ids[seat] = torch.tensor(sorted(seating.stop_token_ids))
         self._penalized[seat] = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty) != (
             1,
@@ -78,6 +83,7 @@ class Sampler:
         """Choose a token for each row; `positions` is where in its sequence it goes. May overwrite `logits_RV`."""
         raw_RV = logits_RV.log_softmax(-1) if (self._logprobs[seats] >= 0).any() else None
         self._adjust(logits_RV, seats, positions)
+        failed = self._grammars.apply(logits_RV, seats, positions)
         tokens_R = logits_RV.argmax(-1)
         random = self._temperature[seats] > 0
         if random.any():
@@ -89,7 +95,8 @@ class Sampler:
             assert self._output_counts_SV is not None
             one = torch.ones((), dtype=self._output_counts_SV.dtype)
             self._output_counts_SV.index_put_((torch.from_numpy(seats), tokens_R), one, accumulate=True)
-        return Sampled(tokens_R, None if raw_RV is None else self._report(raw_RV, tokens_R, seats))
+        self._grammars.advance(seats, tokens_R)
+        return Sampled(tokens_R, None if raw_RV is None else self._report(raw_RV, tokens_R, seats), failed)
 
     def _adjust(self, logits_RV: Tensor, seats: Ints, positions: Ints) -> None:
         if self._penalized[seats].any():

@@ -1,0 +1,205 @@
+"""Constraints through the real engine and the committed model: what ends by itself matches, whatever else is asked."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvasir_runtime.config import CacheConfig, EngineConfig, SchedulerConfig
+from kvasir_runtime.engine.llm_engine import Completion, LLMEngine
+from kvasir_runtime.engine.messages import EngineRequest, FinishReason
+from kvasir_runtime.sampling_params import SamplingParams
+from kvasir_runtime.structured.constraint import Constraint
+from kvasir_runtime.tokenizer import Tokenizer
+
+TINY_LLAMA = Path(__file__).parents[2] / "models" / "tiny-llama"
+EOS = (2, 7)
+PERSON: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def config(**changes: Any) -> EngineConfig:
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "num_threads": 1,
+        "max_model_len": 512,
+        "cache": CacheConfig(memory=8 << 20),
+        "scheduler": SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64),
+    }
+    return EngineConfig(TINY_LLAMA, **(settings | changes))
+
+
+@pytest.fixture(scope="module")
+def engine() -> LLMEngine:
+    return LLMEngine(config())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_folder(TINY_LLAMA)
+
+
+def schema(value: Any, **options: Any) -> Constraint:
+    return Constraint("json_schema", json.dumps(value), **options)
+
+
+def run(
+    engine: LLMEngine, constraint: Constraint, prompt: list[int] | None = None, **sampling: Any
+) -> list[Completion]:
+    settings: dict[str, Any] = {"max_tokens": 200, "constraint": constraint} | sampling
+    params = SamplingParams(**settings)
+    return engine.generate([prompt or [1, 50, 60, 70]], params)[0]
+
+
+def text(tokenizer: Tokenizer, completion: Completion) -> str:
+    ids = completion.token_ids
+    return tokenizer.decode(ids[:-1] if ids[-1] in EOS else ids)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_json_of_a_schema(engine: LLMEngine, tokenizer: Tokenizer, seed: int) -> None:
+    """All continuations end by themselves, each an object of its own that the schema allows."""
+    done = run(engine, schema(PERSON), n=3, seed=seed, temperature=1.5)
+    assert {one.finish_reason for one in done} == {FinishReason.STOP}
+    people = [json.loads(text(tokenizer, one)) for one in done]
+    assert all(0 <= person["age"] <= 150 and set(person) <= set(PERSON["properties"]) for person in people)
+    assert len({one["name"] for one in people}) > 1
+
+
+@pytest.mark.parametrize(
+    ("constraint", "pattern"),
+    [
+        (Constraint("regex", r"[a-f]{3}-\d+!"), r"[a-f]{3}-\d+!"),
+        (Constraint("choice", '["yes", "no \\"really\\"", "über ✓"]'), 'yes|no "really"|über ✓'),
+        (Constraint("grammar", 'start: "x" ("+" "y")* "="'), r"x(\+y)*="),
+        (Constraint("grammar", 'root ::= "a" [0-9]+ "."'), r"a[0-9]+\."),
+        (schema({}), r"(?s).*"),
+    ],
+)
+def test_other_kinds(engine: LLMEngine, tokenizer: Tokenizer, constraint: Constraint, pattern: str) -> None:
+    """Regular expressions, choices and both notations of grammars."""
+    for one in run(engine, constraint, n=4, seed=1, temperature=2.0):
+        assert one.finish_reason in {FinishReason.STOP, FinishReason.LENGTH}
+        if one.finish_reason is FinishReason.STOP:
+            assert re.fullmatch(pattern, text(tokenizer, one)), text(tokenizer, one)
+
+
+def test_bytes_of_a_character(engine: LLMEngine, tokenizer: Tokenizer) -> None:
+    """Characters that the vocabulary has no token for are made of their bytes, whole."""
+    (one,) = run(engine, Constraint("regex", "(龘🙂){3}"))
+    assert text(tokenizer, one) == "龘🙂" * 3
+    assert len(one.token_ids) > 6
+
+
+def test_min_tokens_and_ignore_eos_yield_to_a_complete_text(engine: LLMEngine, tokenizer: Tokenizer) -> None:
+    """They hold the end back while the grammar can go on, and no longer."""
+    for asked in ({"min_tokens": 30}, {"ignore_eos": True}):
+        (short,) = run(engine, Constraint("choice", '["yes"]'), **asked)
+        assert (text(tokenizer, short), short.finish_reason) == ("yes", FinishReason.STOP)
+    (one,) = run(engine, Constraint("regex", "[ab]*"), min_tokens=30, logit_bias={2: 100.0, 7: 100.0})
+    assert len(one.token_ids) == 31
+    assert one.finish_reason is FinishReason.STOP
+    (one,) = run(engine, Constraint("regex", "[ab]*"), ignore_eos=True, logit_bias={2: 100.0, 7: 100.0}, max_tokens=40)
+    assert (len(one.token_ids), one.finish_reason) == (40, FinishReason.LENGTH)
+
+
+def test_stop_token_ids_and_length_end_it_early(engine: LLMEngine, tokenizer: Tokenizer) -> None:
+    """What the client asked to stop at still counts."""
+    comma = tokenizer.encode(",", add_special_tokens=False)[-1]
+    (one,) = run(engine, Constraint("regex", "(a,)+"), stop_token_ids=(comma,))
+    assert one.finish_reason is FinishReason.STOP
+    assert text(tokenizer, one) == "a,"
+    (one,) = run(engine, schema(PERSON), max_tokens=3)
+    assert one.finish_reason is FinishReason.LENGTH
+
+
+def test_logprobs_are_the_models_own(engine: LLMEngine) -> None:
+    """The constraint changes what is chosen, not what the model thought of it."""
+    (free,) = engine.generate([[1, 50]], SamplingParams(max_tokens=1, temperature=0.0, logprobs=3))[0]
+    (held,) = run(engine, Constraint("choice", '["龘"]'), [1, 50], temperature=0.0, logprobs=3)
+    assert held.logprobs[0].top == free.logprobs[0].top
+    assert held.logprobs[0].rank > 0
+    assert held.logprobs[0].token_id == held.token_ids[0]
+
+
+def test_a_crowd_a_preemption_and_chunks_change_nothing(tokenizer: Tokenizer) -> None:
+    """Seeded outputs are the same alone, in a crowd of others, in chunks and after preemptions by recompute."""
+    constraints = [schema(PERSON), Constraint("regex", "[a-z]{20,40}"), None, schema({"type": "array"}), None]
+    sampling = [
+        SamplingParams(max_tokens=60, seed=seed, constraint=constraint, ignore_eos=constraint is None)
+        for seed, constraint in enumerate(constraints)
+    ]
+    prompts = [[1, *range(60 + 5 * row, 100 + 8 * row)] for row in range(len(sampling))]
+    roomy = LLMEngine(config())
+    alone = [roomy.generate([prompt], one)[0][0].token_ids for prompt, one in zip(prompts, sampling, strict=True)]
+    tight = LLMEngine(
+        config(
+            cache=CacheConfig(memory=1 << 20, prefix_caching=False),
+            scheduler=SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=24),
+            max_model_len=144,
+        )
+    )
+    crowd = tight.generate(prompts, sampling)
+    assert tight.core.stats().preemptions > 0
+    assert [one[0].token_ids for one in crowd] == alone
+    tight.core.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("constraint", "reason"),
+    [
+        (schema({"type": "foo"}, field="f"), "Invalid type: foo"),
+        (schema({"type": "array", "uniqueItems": True}), "uniqueItems"),
+        (schema({"$ref": "http://example.com/x"}), "example.com"),
+        (Constraint("json_schema", "[1]"), "must be a JSON schema (an object), got list"),
+        (Constraint("json_schema", "false"), "allows nothing"),
+        (Constraint("regex", "(a"), "unclosed group"),
+        (Constraint("regex", "(?=a)b"), "look-around"),
+        (Constraint("grammar", "start: foo"), 'unknown name: "foo"'),
+        (Constraint("grammar", 'start: start "a"'), "no text matches"),
+        (Constraint("grammar", "?!"), "neither Lark nor GBNF"),
+        (Constraint("regex", "a" * 300_000), "at most 262144 bytes long, got 300000"),
+    ],
+)
+def test_refusals(engine: LLMEngine, constraint: Constraint, reason: str) -> None:
+    """What cannot be compiled ends the request, and it alone, with a reason and the field."""
+    sampling = SamplingParams(constraint=constraint, n=2)
+    engine.core.add_request(EngineRequest("bad", [1, 2], sampling, 0.0))
+    with pytest.raises(ValueError, match="in use"):
+        engine.core.add_request(EngineRequest("bad", [1, 2], sampling, 0.0))
+    outputs = []
+    while engine.core.has_work():
+        outputs += engine.core.step().outputs
+    assert [(one.index, one.finish_reason, one.error_field) for one in outputs] == [
+        (index, FinishReason.ERROR, constraint.field) for index in range(2)
+    ]
+    assert reason in outputs[0].error
+    engine.core.check_integrity()
+
+
+def test_lenient_schemas_ignore_what_is_not_known(engine: LLMEngine, tokenizer: Tokenizer) -> None:
+    """A best effort, for requests that are not strict."""
+    (one,) = run(
+        engine, schema({"type": "array", "uniqueItems": True, "maxItems": 2, "items": {"const": 1}}, lenient=True)
+    )
+    assert isinstance(json.loads(text(tokenizer, one)), list)
+
+
+def test_aborts_while_compiling(engine: LLMEngine) -> None:
+    """A request that goes before its grammar comes leaves nothing."""
+    constraint = schema({"properties": {f"p{i}": {"type": "string"} for i in range(500)}})
+    engine.core.add_request(EngineRequest("gone", [1, 2], SamplingParams(constraint=constraint), 0.0))
+    assert engine.core.stats().waiting == 1
+    engine.core.abort_requests(["gone"])
+    assert not engine.core.has_work()
+    assert engine.core.stats().waiting == 0
