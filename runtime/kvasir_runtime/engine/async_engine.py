@@ -5,6 +5,7 @@ that no client can slow another.
 """
 
 import asyncio
+import itertools
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,13 +20,18 @@ from kvasir_runtime.engine.heartbeat import HeartbeatMonitor
 from kvasir_runtime.engine.launcher import EngineProcess
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    Answer,
+    Call,
     EngineFailed,
     EngineOutput,
     EngineReady,
     EngineRequest,
     EngineStats,
     FromEngine,
+    FromFrontEnd,
     Heartbeat,
+    PrefixesListed,
+    SleepDone,
     StartupProgress,
     StepOutputs,
 )
@@ -64,6 +70,8 @@ class RequestTimes:
     scheduled: float | None = None
     first_token: float | None = None
     last_token: float | None = None
+    background: bool = False
+    """Of no user: no metric hears of it."""
 
 
 @dataclass(eq=False)
@@ -115,6 +123,8 @@ class AsyncEngine:
         self._streams: dict[str, OutputStream] = {}
         self._unfinished: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
+        self._calls: dict[int, asyncio.Future[Answer]] = {}
+        self._call_ids = itertools.count()
         self._addresses_forgotten = False
         self._on_progress: Callable[[StartupProgress], None] = lambda _: None
         self.heartbeat = HeartbeatMonitor()
@@ -144,13 +154,31 @@ class AsyncEngine:
         """Hand requests to the engine; raises EngineGoneError when there is none. Their ids must be new."""
         if self.failure is not None:
             raise EngineGoneError(self.failure)
-        stream = OutputStream({request.request_id: RequestTimes(request.arrival_time) for request in requests})
+        stream = OutputStream(
+            {
+                request.request_id: RequestTimes(request.arrival_time, background=request.background)
+                for request in requests
+            }
+        )
         for request in requests:
             self._streams[request.request_id] = stream
             self._unfinished[request.request_id] = request.sampling.n
-            self._waiting[request.request_id] = len(request.prompt_token_ids)
+            if not request.background:
+                self._waiting[request.request_id] = len(request.prompt_token_ids)
             self._send(request)
         return stream
+
+    async def call(self, make_call: Callable[[int], Call]) -> Answer:
+        """Ask the engine something; `make_call` takes the call's id. Raises EngineGoneError when it ends meanwhile."""
+        if self.failure is not None:
+            raise EngineGoneError(self.failure)
+        call_id = next(self._call_ids)
+        self._calls[call_id] = answer = asyncio.get_running_loop().create_future()
+        self._send(make_call(call_id))
+        try:
+            return await answer
+        finally:
+            del self._calls[call_id]
 
     def abort(self, stream: OutputStream, reason: str = "aborted") -> None:
         """End a stream's requests wherever they are; it raises RequestEndedError. Harmless when they have finished."""
@@ -173,6 +201,9 @@ class AsyncEngine:
             stream = self._forget(request_id)
             if stream is not None:
                 stream.fail(error)
+        for answer in self._calls.values():
+            if not answer.done():
+                answer.set_exception(error)
         if not self.ready.done():
             self.ready.set_exception(error)
             self.ready.exception()  # retrieved: whoever waits gets it, nobody need wait
@@ -204,7 +235,7 @@ class AsyncEngine:
         """End the engine's process at once, also when it is stopped."""
         self._process.kill()
 
-    def _send(self, message: EngineRequest | AbortRequests) -> None:
+    def _send(self, message: FromFrontEnd) -> None:
         self._link.send(message)
 
     async def _receive(self) -> FailureReport:
@@ -215,7 +246,7 @@ class AsyncEngine:
                 return report or FailureReport(Cause.ENGINE_DIED, message.report)
             self._handle(message, time.monotonic())
 
-    def _handle(self, message: StepOutputs | StartupProgress | EngineReady | Heartbeat, now: float) -> None:
+    def _handle(self, message: FromEngine, now: float) -> None:
         match message:
             case StepOutputs():
                 self._take_step(message, now)
@@ -224,9 +255,16 @@ class AsyncEngine:
                 self._forget_addresses()
             case StartupProgress():
                 self._on_progress(message)
+            case PrefixesListed() | SleepDone():
+                self._take_answer(message)
             case EngineReady() if not self.ready.done():
                 self.heartbeat.ready(now)
                 self.ready.set_result(message)
+
+    def _take_answer(self, answer: Answer) -> None:
+        waiter = self._calls.get(answer.call_id)
+        if waiter is not None and not waiter.done():  # else whoever asked has gone
+            waiter.set_result(answer)
 
     def _forget_addresses(self) -> None:
         # Once the engine is ready and its heart beats, every pipe is connected and needs its name no more: a front end
@@ -258,6 +296,8 @@ class AsyncEngine:
                 self._forget(output.request_id)
 
     def _observe(self, times: RequestTimes, now: float) -> None:
+        if times.background:
+            return
         if times.first_token is None:
             times.first_token = now
             if self._observer is not None:

@@ -25,21 +25,31 @@ from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.contract.failures import Cause, FailureReport, KvasirError
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AdapterLoaded,
+    Answer,
+    Call,
     EngineFailed,
     EngineOutput,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
+    FromEngine,
+    FromFrontEnd,
     Heartbeat,
+    LoadAdapter,
     StartupProgress,
     StepOutputs,
+    UnloadAdapter,
 )
 from kvasir_runtime.engine.transport import EngineLink, Sender
 
 HEARTBEAT_INTERVAL_S: Final = 1.0
 IDLE_WAIT_S: Final = 0.5
 """How long an idle engine waits for a request before it looks around again."""
+
+READING_WAIT_S: Final = 0.005
+"""The same while an adapter is being read and nothing can run before it is there."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
@@ -54,8 +64,13 @@ class Core(Protocol):
 
     def add_request(self, request: EngineRequest) -> None: ...
     def abort_requests(self, request_ids: list[str]) -> None: ...
+    def call(self, call: Call) -> Answer: ...
+    def load_adapter(self, message: LoadAdapter) -> AdapterLoaded | None: ...
+    def unload_adapter(self, digest: str) -> None: ...
+    def poll(self) -> list[FromEngine]: ...
     def step(self) -> StepOutputs: ...
     def has_work(self) -> bool: ...
+    def is_waiting(self) -> bool: ...
     def stats(self) -> EngineStats: ...
 
 
@@ -124,6 +139,8 @@ def _serve(spec: EngineSpec, link: EngineLink, pulse: Pulse) -> FailureReport:
     link.send(core.ready)
     try:
         _loop(core, link, pulse)
+    except KvasirError as error:
+        return error.report
     except Exception as error:
         logger.exception("the engine failed in a step")
         return _unexpected(Cause.ENGINE_DIED, "the engine failed in a step", error)
@@ -140,8 +157,10 @@ def _load_core(spec: EngineSpec, link: EngineLink) -> Core:
 def _loop(core: Core, link: EngineLink, pulse: Pulse) -> NoReturn:
     link.send(StepOutputs([], core.stats()))
     while True:
-        messages = link.receive(0.0 if core.has_work() else IDLE_WAIT_S)
+        messages = link.receive(_patience(core))
         _take_in(core, link, messages)
+        for answer in core.poll():
+            link.send(answer)
         if not core.has_work():
             if messages:  # what was aborted no longer runs or waits
                 link.send(StepOutputs([], core.stats()))
@@ -152,15 +171,35 @@ def _loop(core: Core, link: EngineLink, pulse: Pulse) -> NoReturn:
         link.send(outputs)
 
 
-def _take_in(core: Core, link: EngineLink, messages: Iterable[EngineRequest | AbortRequests]) -> None:
+def _patience(core: Core) -> float:
+    """Seconds that the loop may wait for a message."""
+    if core.is_waiting():
+        return READING_WAIT_S
+    return 0.0 if core.has_work() else IDLE_WAIT_S
+
+
+def _take_in(core: Core, link: EngineLink, messages: Iterable[FromFrontEnd]) -> None:
     for message in messages:
         if isinstance(message, AbortRequests):
             core.abort_requests(message.request_ids)
+            continue
+        if isinstance(message, LoadAdapter | UnloadAdapter):
+            _change_adapters(core, link, message)
+            continue
+        if not isinstance(message, EngineRequest):
+            link.send(core.call(message))
             continue
         try:
             core.add_request(message)
         except ValueError as error:
             link.send(StepOutputs(_refused(message, str(error)), core.stats()))
+
+
+def _change_adapters(core: Core, link: EngineLink, message: LoadAdapter | UnloadAdapter) -> None:
+    if isinstance(message, UnloadAdapter):
+        core.unload_adapter(message.digest)
+    elif (answer := core.load_adapter(message)) is not None:
+        link.send(answer)
 
 
 def _refused(request: EngineRequest, reason: str) -> list[EngineOutput]:

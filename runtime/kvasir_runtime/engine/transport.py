@@ -15,14 +15,22 @@ import zmq
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AdapterLoaded,
+    AdapterStates,
     EngineFailed,
     EngineReady,
     EngineRequest,
     FromEngine,
     FromFrontEnd,
     Heartbeat,
+    ListPrefixes,
+    LoadAdapter,
+    PrefixesListed,
+    SetSleep,
+    SleepDone,
     StartupProgress,
     StepOutputs,
+    UnloadAdapter,
 )
 
 _CLASSES: Final[tuple[type[Any], ...]] = (
@@ -33,6 +41,14 @@ _CLASSES: Final[tuple[type[Any], ...]] = (
     EngineReady,
     EngineFailed,
     Heartbeat,
+    ListPrefixes,
+    PrefixesListed,
+    SetSleep,
+    SleepDone,
+    LoadAdapter,
+    UnloadAdapter,
+    AdapterLoaded,
+    AdapterStates,
 )
 _TAGS: Final = {cls: bytes([tag]) for tag, cls in enumerate(_CLASSES)}
 _ENCODER: Final = msgspec.msgpack.Encoder()
