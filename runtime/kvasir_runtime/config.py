@@ -29,6 +29,15 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """LoRA: how many adapters may take part in a batch, how many are kept in memory, and their largest rank."""
+
+    max_loras: int = 4
+    max_cpu_loras: int | None = None
+    max_rank: int = 16
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """One engine. `dtype`, `quantization` and `device` may be `auto`: the engine resolves them at start."""
 
@@ -42,3 +51,4 @@ class EngineConfig:
     seed: int = 0
     cache: CacheConfig = field(default_factory=CacheConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    adapters: AdapterConfig | None = None

@@ -1,9 +1,9 @@
 """How many bytes a model takes: one formula for the webhook, the planner and the engine itself. Standard library only.
 
-    weights + activations(max_num_batched_tokens) + KV blocks <= memory limit x utilization
+    weights + adapters + activations(max_num_batched_tokens) + KV blocks <= memory limit x utilization
 
-with KV bytes per token = 2 x layers x kv_heads x head_dim x bytes. The engine allocates by this plan, never by what
-looks free at the moment, so that what is planned is what is taken.
+with KV bytes per token = 2 x layers x kv_heads x head_dim x bytes, and a place of the largest rank for each adapter.
+The engine allocates by this plan, never by what looks free at the moment, so that what is planned is what is taken.
 """
 
 import math
@@ -18,6 +18,12 @@ DTYPE_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "int8
 
 PROCESS_BYTES: Final = 512 * 1024**2
 """Interpreters, libraries and the front end: resident before a weight is loaded (two processes)."""
+
+SAMPLED_AT_ONCE: Final = 1 << 21
+"""Logits (rows x vocabulary) that random choices and prompt log-probabilities work on at the same time."""
+
+LORA_RANK_STEP: Final = 16
+"""Adapters are kept with their rank rounded up to a multiple of this: as many numbers as a vector holds."""
 
 UNLIMITED_CPU_KV_BYTES: Final = 4 * 1024**3
 """Most that the KV cache takes by itself on a machine whose memory nobody limited: others live there too."""
@@ -75,6 +81,14 @@ class ModelShape:
         attention = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.hidden_size
         return self.num_layers * (attention + self.num_experts * (2 * self.intermediate_size + self.hidden_size))
 
+    @property
+    def lora_features(self) -> int:
+        """Inputs plus outputs of all projections that an adapter may change: for each rank it has so many numbers."""
+        q_size, kv_size = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = 4 * self.hidden_size + 2 * q_size + 2 * kv_size
+        mlp = 3 * (self.hidden_size + self.intermediate_size) if self.num_experts == 1 else 0
+        return self.num_layers * (attention + mlp)
+
 
 @dataclass(frozen=True)
 class MemoryQuestion:
@@ -97,6 +111,9 @@ class MemoryQuestion:
     kv_cache_memory: int | None = None
     tensor_parallel: int = 1
     device: str = "cpu"
+    num_adapters: int = 0
+    """Adapters that are kept on the device at the same time, see `resident_adapters`."""
+    max_lora_rank: int = 16
 
 
 @dataclass(frozen=True)
@@ -108,6 +125,7 @@ class MemoryPlan:
     kv_bytes_per_token: int
     block_size: int
     num_blocks: int
+    adapter_bytes: int = 0
 
     @property
     def kv_bytes(self) -> int:
@@ -144,6 +162,19 @@ def weight_bytes(
     return math.ceil(sharded / tensor_parallel) + norms + routers
 
 
+def resident_adapters(*, enabled: bool, max_loras: int, max_cpu_loras: int | None, device: str = "cpu") -> int:
+    """How many adapters the device holds. On CPU a host copy is computed with as it is: there is no second one."""
+    if not enabled:
+        return 0
+    return max(max_loras, max_cpu_loras or 0) if device == "cpu" else max_loras
+
+
+def adapter_bytes(shape: ModelShape, dtype: str, rank: int) -> int:
+    """Bytes of one adapter of `rank` that changes every projection it may."""
+    padded = math.ceil(rank / LORA_RANK_STEP) * LORA_RANK_STEP
+    return shape.lora_features * padded * DTYPE_BYTES[dtype]
+
+
 def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, tensor_parallel: int = 1) -> int:
     """Bytes of keys and values of one token on one rank; a KV head is never split."""
     kv_heads = max(1, shape.num_kv_heads // tensor_parallel)
@@ -168,21 +199,22 @@ def plan_memory(question: MemoryQuestion) -> MemoryPlan:
     weights = weight_bytes(q.shape, q.dtype, q.quantization, q.tensor_parallel, q.device)
     activations = activation_bytes(q.shape, q.dtype, q.max_num_batched_tokens, q.max_num_seqs)
     per_token = kv_bytes_per_token(q.shape, q.kv_dtype, q.tensor_parallel)
+    adapters = q.num_adapters * adapter_bytes(q.shape, q.dtype, q.max_lora_rank)
     usable = int(q.limit * q.utilization)
-    taken = weights + activations + PROCESS_BYTES
+    taken = weights + adapters + activations + PROCESS_BYTES
     if taken > usable:
-        raise _weights_do_not_fit(q, weights, activations, usable)
+        raise _weights_do_not_fit(q, weights, adapters, activations, usable)
     block = q.block_size * per_token
     needed_blocks = math.ceil(q.max_model_len / q.block_size) + 1
     budget = _kv_budget(q, usable - taken, needed_blocks * block, per_token)
-    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block)
+    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block, adapters)
     if plan.num_blocks < needed_blocks:
         raise _kv_does_not_fit(q, budget, needed_blocks * block, (budget // block - 1) * q.block_size)
     if plan.kv_bytes > usable - taken:
         raise KvasirError(
             Cause.OUT_OF_MEMORY_KV_CACHE,
             f"kv_cache_memory {format_bytes(plan.kv_bytes)} is more than the {format_bytes(usable - taken)} that the "
-            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights and activations",
+            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights, adapters and activations",
             "lower kv_cache_memory or raise the memory limit to at least "
             f"{format_bytes((plan.kv_bytes + taken) / q.utilization)}",
             needed=plan.kv_bytes + taken,
@@ -202,11 +234,14 @@ def _kv_budget(question: MemoryQuestion, left: int, one_sequence: int, per_token
     return min(left, bound)
 
 
-def _weights_do_not_fit(question: MemoryQuestion, weights: int, activations: int, usable: int) -> KvasirError:
-    needed = weights + activations + PROCESS_BYTES
+def _weights_do_not_fit(
+    question: MemoryQuestion, weights: int, adapters: int, activations: int, usable: int
+) -> KvasirError:
+    needed = weights + adapters + activations + PROCESS_BYTES
+    loras = f"{question.num_adapters} adapters ({format_bytes(adapters)}), " if adapters else ""
     return KvasirError(
         Cause.OUT_OF_MEMORY_WEIGHTS,
-        f"weights ({format_bytes(weights)}), activations ({format_bytes(activations)}) and the process "
+        f"weights ({format_bytes(weights)}), {loras}activations ({format_bytes(activations)}) and the process "
         f"({format_bytes(PROCESS_BYTES)}) need {format_bytes(needed)}, the memory limit is "
         f"{format_bytes(question.limit)} x {question.utilization:g} = {format_bytes(usable)}",
         f"raise the memory limit to at least {format_bytes(math.ceil(needed / question.utilization))}, "
