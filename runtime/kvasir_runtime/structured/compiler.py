@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import get_native_id
+from threading import Barrier, get_native_id, stack_size
 from typing import Final
 
 from kvasir_runtime.structured.constraint import Constraint
@@ -24,6 +24,10 @@ MAX_PENDING: Final = 64
 """Different grammars that may wait for a thread."""
 
 NUM_THREADS: Final = 2
+_STACK_BYTES: Final = 512 << 20
+"""The library recurses along chains of rules, 3 kB a rule: 8 MB would end the process at some 2,500. Only what is
+touched takes memory."""
+
 _NICENESS: Final = 10
 """The step's threads go first where there are not enough cores."""
 
@@ -45,7 +49,7 @@ class GrammarCompiler:
     def __init__(self, compile_: Callable[[Constraint], Grammar]) -> None:
         """`compile_` is called by several threads and raises GrammarError."""
         self._compile = compile_
-        self._pool = ThreadPoolExecutor(NUM_THREADS, "grammar", initializer=_give_way)
+        self._pool: ThreadPoolExecutor | None = None
         self._cache: OrderedDict[Constraint, Grammar] = OrderedDict()
         self._cached_bytes = 0
         self._futures: dict[Constraint, Future[Grammar]] = {}
@@ -96,6 +100,7 @@ class GrammarCompiler:
             wait([waiting.future for waiting in self._waiting.values()], timeout_s, FIRST_COMPLETED)
 
     def _start(self, constraint: Constraint) -> "Future[Grammar]":
+        self._pool = self._pool or _make_pool()
         future = self._pool.submit(self._compile, constraint)
         self._futures[constraint] = future
         return future
@@ -124,6 +129,17 @@ def _outcome(future: "Future[Grammar]") -> Outcome:
     if isinstance(error, GrammarError):
         return error
     return GrammarError(f"cannot be compiled: {type(error).__name__}: {error}")
+
+
+def _make_pool() -> ThreadPoolExecutor:
+    pool = ThreadPoolExecutor(NUM_THREADS, "grammar", initializer=_give_way)
+    usual = stack_size(_STACK_BYTES)
+    try:
+        started = Barrier(NUM_THREADS)
+        wait([pool.submit(started.wait) for _ in range(NUM_THREADS)])  # every thread starts while the size counts
+    finally:
+        stack_size(usual)
+    return pool
 
 
 def _give_way() -> None:

@@ -141,7 +141,7 @@ def _source(constraint: Constraint) -> str:
             return matcher.grammar_from_regex(constraint.text)
         case "choice":
             options = " | ".join(json.dumps(option) for option in json.loads(constraint.text))
-            return matcher.grammar_from_lark(f"start: {options}")
+            return matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {options}")
         case "grammar":
             return matcher.grammar_from_lark(_lark(constraint.text))
 

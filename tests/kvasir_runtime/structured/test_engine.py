@@ -168,7 +168,7 @@ def test_a_crowd_a_preemption_and_chunks_change_nothing(tokenizer: Tokenizer) ->
         (Constraint("grammar", "start: foo"), 'unknown name: "foo"'),
         (Constraint("grammar", 'start: start "a"'), "no text matches"),
         (Constraint("grammar", "?!"), "neither Lark nor GBNF"),
-        (Constraint("regex", "a" * 300_000), "at most 262144 bytes long, got 300000"),
+        (Constraint("regex", "a" * 300_000), "at most 131072 bytes long, got 300000"),
     ],
 )
 def test_refusals(engine: LLMEngine, constraint: Constraint, reason: str) -> None:
@@ -185,6 +185,26 @@ def test_refusals(engine: LLMEngine, constraint: Constraint, reason: str) -> Non
     ]
     assert reason in outputs[0].error
     engine.core.check_integrity()
+
+
+def test_depth_ends_nothing(engine: LLMEngine) -> None:
+    """Chains of rules as long as the bound allows are compiled or refused; the process lives."""
+    rules = "start: r0\n" + "\n".join(f"r{i}: r{i + 1}" for i in range(9000)) + '\nr9000: "a"'
+    parens = "start: " + "(" * 60_000 + '"a"' + ")" * 60_000
+    refs = {f"a{i}": {"$ref": f"#/$defs/a{i + 1}"} for i in range(3500)} | {"a3500": {"const": 1}}
+    (one,) = run(engine, Constraint("grammar", rules))
+    assert one.finish_reason is FinishReason.STOP
+    (one,) = run(engine, schema({"$ref": "#/$defs/a0", "$defs": refs}))
+    assert one.finish_reason is FinishReason.STOP
+    (one,) = run(engine, Constraint("grammar", parens))
+    assert one.finish_reason is FinishReason.ERROR
+
+
+def test_thousands_of_choices(engine: LLMEngine, tokenizer: Tokenizer) -> None:
+    """A long list is one lexeme, not as many alternatives."""
+    options = [f"option {number}" for number in range(5000)]
+    (one,) = run(engine, Constraint("choice", json.dumps(options)))
+    assert text(tokenizer, one) in options
 
 
 def test_lenient_schemas_ignore_what_is_not_known(engine: LLMEngine, tokenizer: Tokenizer) -> None:
