@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from kvasir_operator.api.base import Quantity
 from kvasir_operator.api.field_errors import problem_of
@@ -50,6 +50,7 @@ def _read_seconds(value: object) -> object:
 Names = Annotated[list[str], BeforeValidator(_split_commas)]
 Seconds = Annotated[float, BeforeValidator(_read_seconds)]
 Resources = Annotated[ResourceRequirements, BeforeValidator(_read_json)]
+Costs = Annotated[dict[str, NonNegativeFloat], BeforeValidator(_read_json)]
 
 
 class Settings(BaseModel):
@@ -100,6 +101,16 @@ class Settings(BaseModel):
         default=None,
         description="Most bytes that a fetched model may take on its node. Unset: what the node has, since models "
         "differ a thousandfold.",
+    )
+    inspect_models: bool = Field(
+        default=True,
+        description="Whether a short pod looks at a model's config.json before replicas are made, so that one that "
+        "cannot fit is refused with the numbers. Off: the engines find out.",
+    )
+    product_costs: Costs = Field(
+        default={},
+        description="What a device costs, by product, as JSON such as {\"NVIDIA-L4\": 0.7}; any unit. The cheapest "
+        "product that a model fits on is taken; those without a cost come last, the smallest memory first.",
     )
     allow_file_sources: bool = Field(
         default=False,

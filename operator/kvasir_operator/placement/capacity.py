@@ -5,7 +5,7 @@ that a plan and what is later measured differ only by what a config.json does no
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -79,20 +79,6 @@ def plan_capacity(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> 
     except KvasirError as error:
         problem = error.report.message
     return Misfit(question, problem, tuple(_ways(question, on_cpu=question.device == "cpu")))
-
-
-def plan_on_products(
-    spec: InferenceServiceSpec, shape: ModelShape, memories: Mapping[str, int]
-) -> tuple[str, Fit | Misfit]:
-    """The product with the least memory on which the service fits; the largest and why not, where it fits on none.
-
-    `memories` are bytes of one device by product; raises ValueError when it is empty.
-    """
-    if not memories:
-        raise ValueError("there is no product to plan for")
-    by_size = sorted(memories.items(), key=lambda item: (item[1], item[0]))
-    planned = [(product, plan_capacity(spec, shape, memory)) for product, memory in by_size]
-    return next((each for each in planned if isinstance(each[1], Fit)), planned[-1])
 
 
 def memory_question(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> MemoryQuestion:

@@ -102,14 +102,6 @@ class Inventory:
                 held[claim.service] += claim.count
         return sorted(held.items(), key=lambda item: (-item[1], item[0]))
 
-    def memories(self, resource: str) -> dict[str, int]:
-        """Bytes of one device by product, for capacity planning; products of unknown memory are left out."""
-        return {
-            node.product: memory
-            for node in self.nodes
-            if node.devices.get(resource) and node.product and (memory := node.memory(resource)) is not None
-        }
-
     @cached_property
     def _taken(self) -> Counter[tuple[str, str]]:
         taken: Counter[tuple[str, str]] = Counter()

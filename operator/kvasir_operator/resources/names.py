@@ -16,6 +16,8 @@ DEFAULT_CONTAINER_ANNOTATION: Final = "kubectl.kubernetes.io/default-container"
 
 ATTEMPT_ANNOTATION: Final = "kvasir.dev/attempt"
 """How many failed pods a pod follows in a row; the wait before the next one grows with it."""
+PRODUCTS_ANNOTATION: Final = "kvasir.dev/products"
+"""Products that a pod was placed on, separated by commas, where the operator chose them."""
 
 # Annotations that users set on an InferenceService
 ROLLBACK_ANNOTATION: Final = "kvasir.dev/rollback-to"
@@ -42,6 +44,8 @@ OPERATOR: Final = "kvasir-operator"
 RUNTIME: Final = "kvasir-runtime"
 """The runtime in `app.kubernetes.io/name`, and its command."""
 RUNTIME_COMPONENT: Final = "runtime"
+INSPECTION_COMPONENT: Final = "inspection"
+"""Pods that look at a model before replicas are made."""
 
 # The admission webhook: its Service and its Secret bear the same name
 WEBHOOK: Final = "kvasir-operator-webhook"
@@ -57,6 +61,7 @@ GATES: Final = (ADAPTERS_GATE, WARM_GATE, SERVING_GATE)
 # Containers, volumes and ports of a pod
 RUNTIME_CONTAINER: Final = "runtime"
 FETCH_CONTAINER: Final = "fetch"
+INSPECT_CONTAINER: Final = "inspect"
 MODEL_VOLUME: Final = "model"
 ADMIN_TOKEN_VOLUME: Final = "admin-token"  # noqa: S105 - a name
 SOURCE_SECRET_VOLUME: Final = "source-secret"  # noqa: S105 - a name
@@ -131,6 +136,11 @@ def pod_name(service: str, revision: str, suffix: str) -> str:
     return f"{service}-{revision}-{suffix}"
 
 
+def inspection_pod_name(service: str, source_key: str) -> str:
+    """The pod that looks at a source: `tiny-llama-inspect-3f9c2d41`."""
+    return f"{service}-inspect-{source_key[:8]}"
+
+
 def owned_labels(service: str) -> dict[str, str]:
     """Labels of every object that belongs to the service."""
     return {
@@ -144,6 +154,11 @@ def owned_labels(service: str) -> dict[str, str]:
 def replica_labels(service: str, revision: str) -> dict[str, str]:
     """Labels of a pod that runs the engine."""
     return owned_labels(service) | {COMPONENT_LABEL: RUNTIME_COMPONENT, REVISION_LABEL: revision}
+
+
+def inspection_labels(service: str) -> dict[str, str]:
+    """Labels of a pod that looks at the model; no replica, so no Service selects it."""
+    return owned_labels(service) | {COMPONENT_LABEL: INSPECTION_COMPONENT}
 
 
 def replica_selector(service: str) -> dict[str, str]:

@@ -47,7 +47,7 @@ def build_pod(
         "metadata": metadata,
         "spec": {
             **_scheduling(owner.name, template),
-            **_identity(template),
+            **identity(template),
             "restartPolicy": "Always",
             "terminationGracePeriodSeconds": grace_period(template, settings),
             "readinessGates": [{"conditionType": gate} for gate in names.GATES],
@@ -63,7 +63,7 @@ def grace_period(template: RevisionTemplate, settings: Settings) -> int:
     return math.ceil(template.drain.timeout.seconds + settings.drain_margin_seconds)
 
 
-def _identity(template: RevisionTemplate) -> Manifest:
+def identity(template: RevisionTemplate) -> Manifest:
     """Who the pod is: nobody, without a token for the API server, and without other Services' variables."""
     account = {"serviceAccountName": template.service_account_name} if template.service_account_name else {}
     return {
@@ -96,7 +96,7 @@ def _scheduling(service: str, template: RevisionTemplate) -> Manifest:
 def _runtime(template: RevisionTemplate, files: ModelFiles, settings: Settings) -> Manifest:
     return {
         "name": names.RUNTIME_CONTAINER,
-        **_common(template, settings),
+        **common(template, settings),
         "args": serve_arguments(template, files.folder),
         "ports": [
             {"name": names.USER_PORT_NAME, "containerPort": names.USER_PORT, "protocol": "TCP"},
@@ -118,7 +118,7 @@ def _init_containers(template: RevisionTemplate, files: ModelFiles, settings: Se
     return [
         {
             "name": names.FETCH_CONTAINER,
-            **_common(template, settings, fetch_environment(template, settings)),
+            **common(template, settings, fetch_environment(template, settings)),
             "args": files.fetch_arguments,
             "resources": without_devices(template.resources).to_manifest(),
             "volumeMounts": [{"name": names.TMP_VOLUME, "mountPath": "/tmp"}, *files.fetch_mounts],  # noqa: S108
@@ -137,8 +137,8 @@ def fetch_environment(template: RevisionTemplate, settings: Settings) -> dict[st
     return {names.FETCH_MAX_SIZE: str(min(bounds))} if bounds else {}
 
 
-def _common(template: RevisionTemplate, settings: Settings, variables: Mapping[str, str] = {}) -> Manifest:
-    """What every container of the pod has; `variables` are those of this one."""
+def common(template: RevisionTemplate, settings: Settings, variables: Mapping[str, str] = {}) -> Manifest:
+    """What every container of our pods has; `variables` are those of this one."""
     return {
         "image": template.image,
         "imagePullPolicy": settings.runtime_image_pull_policy,

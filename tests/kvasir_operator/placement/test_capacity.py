@@ -17,7 +17,6 @@ from kvasir_operator.placement.capacity import (
     memory_limit,
     memory_question,
     plan_capacity,
-    plan_on_products,
 )
 from kvasir_operator.resources.quantities import times
 from kvasir_operator.settings import Settings
@@ -169,16 +168,6 @@ def test_each_proposal_by_itself_makes_it_fit(name: str, service: dict[str, Any]
             beyond = {**changed, match[1]: {**changed[match[1]], match[2]: int(match[3]) + 1}}
             if match[2] != "maxModelLen":  # a length within the last block needs no further block
                 assert isinstance(plan_capacity(spec(**beyond, **more), shape(name), limit), Misfit), way
-
-
-def test_the_smallest_product_that_fits_is_taken() -> None:
-    products = {"H200": H200, "A100-40": A100_40, "L4": 24 * GIB, "A100-80": A100_80}
-    product, planned = plan_on_products(spec(), shape("Llama-3.1-8B"), products)
-    assert (product, type(planned)) == ("A100-40", Fit)
-    product, planned = plan_on_products(spec(), shape("Llama-3.1-70B"), products)
-    assert (product, type(planned)) == ("H200", Misfit)
-    with pytest.raises(ValueError, match="no product"):
-        plan_on_products(spec(), shape("Llama-3.1-8B"), {})
 
 
 def test_devices_that_share_a_layer_share_its_weights() -> None:

@@ -134,12 +134,12 @@ def test_what_is_left_and_who_has_the_rest() -> None:
     assert inventory.holders(inventory.nodes[:1], GPU) == [("team/b", 4)]
 
 
-def test_memory_by_product_is_what_capacity_is_planned_on() -> None:
-    """From GPU feature discovery's labels, in MiB; a node without them says nothing."""
-    assert INVENTORY.memories(GPU) == {A100: 80 * 2**30, L4: 23034 * 2**20}
-    assert INVENTORY.memories("nvidia.com/mig-1g.10gb") == {A100: 10 * 2**30}
-    bare = read_node({"metadata": {"name": "bare"}, "status": {"allocatable": {GPU: "2"}}})
-    assert Inventory((bare,), ()).memories(GPU) == {}
+def test_memory_is_read_from_labels() -> None:
+    """GPU feature discovery's, in MiB; a node without them says nothing."""
+    by_name = {node.name: node for node in INVENTORY.nodes}
+    assert (by_name["a100"].memory(GPU), by_name["l4"].memory(GPU)) == (80 * 2**30, 23034 * 2**20)
+    assert by_name["mig"].memory("nvidia.com/mig-1g.10gb") == 10 * 2**30
+    assert read_node({"metadata": {"name": "bare"}, "status": {"allocatable": {GPU: "2"}}}).memory(GPU) is None
 
 
 def test_a_node_is_read_as_kubernetes_writes_it() -> None:

@@ -27,6 +27,8 @@ def shown_default(field: FieldInfo) -> str:
             return f"`{str(value).lower()}`"
         case None | "" | []:
             return "unset"
+        case dict() if not value:
+            return "unset"
         case float():
             return f"`{value:g}`"
         case _:

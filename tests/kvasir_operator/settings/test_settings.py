@@ -22,6 +22,7 @@ def test_values_are_read_in_the_form_of_their_field() -> None:
             "KVASIR_OPERATOR_FILE_SOURCE_ROOTS": "/var/lib/models,/mnt",
             "KVASIR_OPERATOR_CPU_RESOURCES": '{"requests": {"cpu": 1}, "limits": {"memory": "2Gi"}}',
             "KVASIR_OPERATOR_MODEL_VOLUME_SIZE": "100Gi",
+            "KVASIR_OPERATOR_PRODUCT_COSTS": '{"NVIDIA-L4": 0.7, "NVIDIA-H100": 3}',
         }
     )
     assert settings.namespaces == ["team-a", "team-b"]
@@ -31,6 +32,7 @@ def test_values_are_read_in_the_form_of_their_field() -> None:
     assert settings.cpu_resources == ResourceRequirements(requests={"cpu": 1}, limits={"memory": "2Gi"})
     assert settings.model_volume_size is not None
     assert settings.model_volume_size.bytes == 100 * 2**30
+    assert settings.product_costs == {"NVIDIA-L4": 0.7, "NVIDIA-H100": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_values_are_read_in_the_form_of_their_field() -> None:
         ("SHM_SIZE", "5MB", 'must be a byte count such as 512Mi, 8Gi or 2G, got "5MB"'),
         ("RUNTIME_IMAGE", "", 'must be at least 1 characters long, got ""'),
         ("CPU_RESOURCES", "[1]", "must be an object, got [1]"),
+        ("PRODUCT_COSTS", "[1]", "must be an object, got [1]"),
         (
             "CPU_RESOURCES",
             "{cpu: 1}",
