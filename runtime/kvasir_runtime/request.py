@@ -45,6 +45,8 @@ class Request:
     seed: int = 0
     status: Status = Status.WAITING
     seat: int = -1
+    times_passed: int = 0
+    """Later requests that were seated while this one waited for its adapter."""
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     """Prompt tokens taken from the prefix cache when it first ran; None before."""
@@ -61,6 +63,11 @@ class Request:
     prompt_logprobs: list[TokenLogprobs | None] | None = None
     grammar: "Grammar | None" = None
     """Compiled from the sampling's constraint before the request is queued."""
+
+    @property
+    def adapter_digest(self) -> str:
+        """Its adapter's content; "" for the base model."""
+        return self.origin.adapter_digest
 
     @property
     def num_tokens(self) -> int:

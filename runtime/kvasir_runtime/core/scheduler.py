@@ -5,6 +5,8 @@ One rule: every running sequence wants to bring `num_computed_tokens` up to `num
 - The step has a budget of `max_num_batched_tokens`. Decodes (one token missing) come first, then prompts under way,
   then new requests, so that a long prompt is computed in chunks beside the decodes. `prefer_prefill` puts decodes last.
 - A request is admitted when a seat is free and all its blocks fit beside one more block for each that runs.
+- A request with an adapter needs a slot for it, and the adapter in memory (`core/adapter_slots.py`). While it waits
+  for these, others that need no other slot may pass it, but no more than `MAX_OVERTAKERS` in all.
 - When a running sequence finds no block, the last in the order of service is preempted: its blocks are given back
   (their content stays findable), it waits in its old place and is computed again. Nothing new is admitted that step.
 - A background request (a prompt computed beforehand) is only run while no other request waits or runs, a chunk of
@@ -17,8 +19,8 @@ runs first), so low priorities wait but never for ever.
 Bound on waiting: the first in the order of service is never preempted and gets at least one token in each step
 (no more than `max_num_batched_tokens` sequences are seated, so decodes leave it one token; with `prefer_prefill`
 decodes and prompts take turns, which doubles the bound). So under `fcfs` a request is finished after at most as many
-steps as it and those queued before it have prompt and output tokens, whatever arrives later. Under `priority` those
-that were running when it became the first count too.
+steps as it and those queued before it (and those that passed it while it waited for an adapter's slot) have prompt
+and output tokens, whatever arrives later. Under `priority` those that were running when it became the first count too.
 """
 
 import math
@@ -28,10 +30,16 @@ from heapq import heapify, heappop, heappush
 from typing import Final
 
 from kvasir_runtime.config import SchedulerConfig
+from kvasir_runtime.core.adapter_slots import AdapterSlots
 from kvasir_runtime.core.kv_cache_manager import KVCacheManager
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating, TableGrowth
 from kvasir_runtime.engine.messages import FinishReason
 from kvasir_runtime.request import Request, Status
+
+MAX_OVERTAKERS: Final = 64
+"""How many later requests may pass one that waits for its adapter's slot; nobody passes it after that."""
+
+_Entry = tuple[tuple[float, int], int, Request]
 
 AGING_S: Final = 60.0
 """How much later a request counts as arrived for each step of priority."""
@@ -52,15 +60,16 @@ def service_order(
 class Scheduler:
     """Owns the queue and the seats; not thread-safe."""
 
-    def __init__(self, config: SchedulerConfig, kv: KVCacheManager) -> None:
+    def __init__(self, config: SchedulerConfig, kv: KVCacheManager, adapters: AdapterSlots | None = None) -> None:
         self.config: Final = config
         self.kv: Final = kv
+        self.adapters: Final = adapters or AdapterSlots()
         self.running: list[Request] = []  # in order of service
         self.seated: list[Request | None] = [None] * min(config.max_num_seqs, config.max_num_batched_tokens)
         self.num_waiting = 0
         self.queued_tokens = 0
         self.preemptions = 0
-        self._waiting: list[tuple[tuple[float, int], int, Request]] = []  # a heap; the finished are dropped lazily
+        self._waiting: list[_Entry] = []  # a heap; the finished are dropped lazily
         self._free_seats = list(range(len(self.seated)))[::-1]
         self._groups: dict[str, list[Request]] = {}
         self._step: dict[Request, int] = {}
@@ -74,6 +83,8 @@ class Scheduler:
         assert leader.request_id not in self._groups, leader.request_id
         self._groups[leader.request_id] = list(group)
         leader.followers = list(group[1:])
+        for request in group:
+            self.adapters.sequence_added(request.adapter_digest)
         self._enqueue(leader)
         for follower in leader.followers:
             self._count_waiting(follower, 1)
@@ -151,6 +162,7 @@ class Scheduler:
     def finish(self, request: Request, reason: FinishReason) -> None:
         """Take a request out, wherever it is."""
         self._unqueue_or_unseat(request)
+        self.adapters.sequence_finished(request.adapter_digest)
         request.status, request.finish_reason = Status.FINISHED, reason
         group = self._groups[request.request_id]
         group.remove(request)
@@ -161,6 +173,7 @@ class Scheduler:
         """Raise AssertionError when queue, seats and blocks contradict each other."""
         unfinished = list(self.unfinished())
         self.kv.check_integrity(unfinished)
+        self.adapters.check_integrity()
         assert self.running == sorted(self.running, key=_sort_key), "running is out of order"
         seated = [request for request in self.seated if request is not None]
         assert sorted(seated, key=_sort_key) == self.running, "seats and running differ"
@@ -190,20 +203,49 @@ class Scheduler:
         self._budget -= count
 
     def _admit(self, output: SchedulerOutput, now: float) -> None:
+        if self._budget == 0 or self._preempted_this_step:
+            return
+        passed: list[_Entry] = []  # wait for an adapter's slot
+        self.adapters.start_round()
         while self._budget > 0 and not self._preempted_this_step and (request := self._head()) is not None:
             if request.background and self.users_present:
-                return
-            cached = self.kv.find_cached(request)
-            spare = len(self.running)
-            while not self._free_seats or not self.kv.can_admit(request, cached, spare):
-                if not self._yields_to(request):
-                    return
-                self._preempt(self.running[-1])
-                spare = len(self.running)
-                cached = self.kv.find_cached(request)
+                break
+            if not self._adapter_is_ready(request):
+                if len(passed) == MAX_OVERTAKERS or request.times_passed == MAX_OVERTAKERS:
+                    break
+                passed.append(heappop(self._waiting))
+                continue
+            cached = self._make_room(request)
+            if cached is None:
+                break
             heappop(self._waiting)
             self._seat(request, cached, now, output)
             self._schedule_tokens(request)
+            for _, _, other in passed:
+                other.times_passed += 1
+            if any(other.times_passed == MAX_OVERTAKERS for _, _, other in passed):
+                break
+        for entry in passed:
+            heappush(self._waiting, entry)
+
+    def _adapter_is_ready(self, request: Request) -> bool:
+        """Whether the request's adapter has a slot or can have one, made free if need be by who must make way."""
+        digest = request.adapter_digest
+        while not self.adapters.can_seat(digest):
+            if not self.adapters.could_take_a_slot(digest) or not self._yields_to(request):
+                return False
+            self._preempt(self.running[-1])
+        return True
+
+    def _make_room(self, request: Request) -> list[int] | None:
+        """Find a seat and blocks for `request`; its cached blocks, or None when there is no room."""
+        cached = self.kv.find_cached(request)
+        while not self._free_seats or not self.kv.can_admit(request, cached, len(self.running)):
+            if not self._yields_to(request):
+                return None
+            self._preempt(self.running[-1])
+            cached = self.kv.find_cached(request)
+        return cached
 
     def _yields_to(self, request: Request) -> bool:
         """Whether the last one running must make way for `request`."""
@@ -231,6 +273,7 @@ class Scheduler:
                 request.seed,
                 request.stop_token_ids,
                 request.grammar,
+                self.adapters.seat(request.adapter_digest),
             )
         )
 
@@ -244,6 +287,7 @@ class Scheduler:
     def _unqueue_or_unseat(self, request: Request) -> None:
         if request.status is Status.RUNNING:
             self.kv.free(request)
+            self.adapters.unseat(request.adapter_digest)
             self.running.remove(request)
             self.seated[request.seat] = None
             self._free_seats.append(request.seat)
@@ -273,6 +317,8 @@ class Scheduler:
         leader.followers = []
 
     def _fill(self, output: SchedulerOutput) -> None:
+        if self._step:
+            output.activations = self.adapters.take_activations()
         rows = sorted(self._step.items(), key=lambda item: item[1] > 1)
         for request, count in rows:
             output.seats.append(request.seat)

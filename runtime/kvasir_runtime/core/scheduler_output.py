@@ -25,6 +25,8 @@ class Seating:
     seed: int
     stop_token_ids: frozenset[int]
     grammar: "Grammar | None" = None
+    adapter_slot: int = -1
+    """Slot of its adapter; -1: the base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class SchedulerOutput:
     num_single: int = 0
     seatings: list[Seating] = field(default_factory=list)
     growths: list[TableGrowth] = field(default_factory=list)
+    activations: list[tuple[int, str]] = field(default_factory=list)
+    """Adapter slots that hold another adapter from this step on, with its digest."""
 
     @property
     def num_tokens(self) -> int:

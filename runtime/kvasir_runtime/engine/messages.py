@@ -67,7 +67,7 @@ class SetSleep:
 
 @dataclass(frozen=True)
 class LoadAdapter:
-    """Read an adapter, checked before, from its folder; answered by `AdapterLoaded`. A known one is only pinned anew."""
+    """Read an adapter from its folder; answered by `AdapterLoaded`. One that is known is only pinned or unpinned."""
 
     digest: str
     folder: str
@@ -251,4 +251,6 @@ Call = ListPrefixes | SetSleep
 Answer = PrefixesListed | SleepDone
 
 FromFrontEnd = EngineRequest | AbortRequests | LoadAdapter | UnloadAdapter | Call
-FromEngine = AdapterLoaded | AdapterStates | StepOutputs | StartupProgress | EngineReady | EngineFailed | Heartbeat | Answer
+FromEngine = (
+    AdapterLoaded | AdapterStates | StepOutputs | StartupProgress | EngineReady | EngineFailed | Heartbeat | Answer
+)

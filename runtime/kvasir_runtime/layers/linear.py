@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from kvasir_runtime.layers.ops import Ops, TorchOps
+from kvasir_runtime.lora.runtime import LoraRuntime
 from kvasir_runtime.models.checkpoint import Checkpoint
 from kvasir_runtime.quantization.base import LinearMethod, PackedLinear
 
@@ -19,6 +20,8 @@ class LoadContext:
     dtype: torch.dtype
     method: LinearMethod
     ops: Ops = field(default_factory=TorchOps)
+    lora: LoraRuntime | None = None
+    """What adds adapters to the linear layers; None where there are none."""
     taken: list[int] = field(default_factory=list)
     """Bytes of each weight that was loaded."""
 
@@ -48,7 +51,8 @@ class LoadContext:
         pairs = list(zip(names, out_features, strict=True))
         weights = [tensor(f"{name}.weight", (size, in_features)).to(self.dtype) for name, size in pairs]
         biases = [tensor(f"{name}.bias", (size,)) for name, size in pairs] if bias else []
-        return self.pack(
+        packed = self.pack(
             torch.cat(weights),  # copies, even a single one: the file stays mapped no longer than loading takes
             torch.cat(biases).to(self.dtype) if biases else None,
         )
+        return packed if self.lora is None else self.lora.wrap(packed, names, out_features)

@@ -17,12 +17,13 @@ Ints = npt.NDArray[np.int64]
 class StepInputs:
     """A step's rows.
 
-    `last_rows_R` are the rows whose logits are sampled, `sample_seats_R` their seats and `sample_positions_R` where
-    in its sequence each new token goes.
+    `adapter_slots_T` has the slot of each row's adapter, -1 for none. `last_rows_R` are the rows whose logits are
+    sampled, `sample_seats_R` their seats and `sample_positions_R` where in its sequence each new token goes.
     """
 
     input_ids_T: Tensor
     attention: AttentionMetadata
+    adapter_slots_T: Ints
     last_rows_R: Tensor
     sample_seats_R: Ints
     sample_positions_R: Ints
@@ -38,12 +39,14 @@ class InputBatch:
         self.block_size = block_size
         self.token_ids = np.zeros((num_seats, max_model_len + 1), dtype=np.int32)
         self.block_tables = np.zeros((num_seats, -(-max_model_len // block_size)), dtype=np.int32)
+        self.adapter_slots = np.full(num_seats, -1, dtype=np.int64)
 
     def apply(self, output: SchedulerOutput) -> None:
         """Take over who sits where and which blocks were added."""
         for seating in output.seatings:
             tokens = np.frombuffer(seating.token_ids, dtype=np.int32)
             self.token_ids[seating.seat, : len(tokens)] = tokens
+            self.adapter_slots[seating.seat] = seating.adapter_slot
             del tokens  # an exported buffer would keep the scheduler's array from growing
         for growth in output.growths:
             self.block_tables[growth.seat, growth.start : growth.start + len(growth.block_ids)] = growth.block_ids
@@ -70,6 +73,7 @@ class InputBatch:
                 prefills=self._sequences(seats[singles:], lengths[singles:]),
                 starts_P=torch.from_numpy(np.append(0, ends[singles:] - singles).astype(np.int32)),
             ),
+            adapter_slots_T=self.adapter_slots[row_seats],
             last_rows_R=torch.from_numpy(ends[sampled] - 1),
             sample_seats_R=seats[sampled],
             sample_positions_R=lengths[sampled],
