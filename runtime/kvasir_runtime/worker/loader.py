@@ -25,11 +25,12 @@ from kvasir_runtime.models.config import DecoderConfig, HFConfig, eos_token_ids
 from kvasir_runtime.models.decoder import DecoderModel
 from kvasir_runtime.models.registry import Family, find_family
 from kvasir_runtime.quantization.base import LinearMethod
+from kvasir_runtime.quantization.bf16 import Bf16Method
 from kvasir_runtime.quantization.int8 import Int8Method
 from kvasir_runtime.quantization.onednn import OneDnnMethod
 from kvasir_runtime.quantization.plain import PlainMethod
 from kvasir_runtime.sampling_params import SamplingParams
-from kvasir_runtime.worker.host import cpu_count, memory_limit
+from kvasir_runtime.worker.host import cpu_count, keep_freed_memory, memory_limit
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.model_runner import ModelRunner
 
@@ -70,6 +71,7 @@ def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
         model, digest = _load_model(config, resolved, phases.report)
     with phases.phase("kv_cache"):
         runner = _make_runner(config, resolved, plan, model)
+    keep_freed_memory()  # from here on: what loading frees goes back to the system
     with phases.phase("kernels"):
         _warm_up(runner, config)
     ready = EngineReady(
@@ -193,8 +195,12 @@ def choose_method(resolved: Resolved) -> LinearMethod:
                 "install g++, or run python -m kvasir_runtime.kernels.cpu.build where there is one",
             )
         return Int8Method(library)
-    if resolved.dtype == "bfloat16" and OneDnnMethod.available():
-        return OneDnnMethod()
+    if resolved.dtype == "bfloat16":
+        library = load_library()
+        if library is not None and Bf16Method.available(library):
+            return Bf16Method(library)
+        if OneDnnMethod.available():
+            return OneDnnMethod()
     return PlainMethod()
 
 

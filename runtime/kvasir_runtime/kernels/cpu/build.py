@@ -1,4 +1,4 @@
-"""Compiles `kernels.cpp`: `python -m kvasir_runtime.kernels.cpu.build [FOLDER]`.
+"""Compiles the sources in `cpp`: `python -m kvasir_runtime.kernels.cpu.build [FOLDER]`.
 
 An image runs this once, so that no compiler is needed in it later. Outside images the first start compiles into the
 user's cache. A library's name holds a digest of its source and flags: a stale one is never loaded.
@@ -10,10 +10,12 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
-SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+SOURCES: Final = Path(__file__).with_name("cpp")
 INSTALL_FOLDER: Final = Path(sys.prefix) / "lib" / "kvasir"
 """Where an image has them: beside the interpreter's own libraries."""
 
@@ -31,8 +33,10 @@ VARIANTS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
 
 
 def library_name(variant: str, flags: tuple[str, ...]) -> str:
-    digest = hashlib.blake2b(SOURCE.read_bytes() + " ".join((*_FLAGS, *flags)).encode(), digest_size=6).hexdigest()
-    return f"kvasir_cpu-{variant}-{digest}.so"
+    digest = hashlib.blake2b(" ".join((*_FLAGS, *flags)).encode(), digest_size=6)
+    for path in sorted(SOURCES.iterdir()):
+        digest.update(path.read_bytes())
+    return f"kvasir_cpu-{variant}-{digest.hexdigest()}.so"
 
 
 def cache_folder() -> Path:
@@ -58,15 +62,25 @@ def build(variant: str, folder: Path) -> Path:
         raise FileNotFoundError(msg)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / library_name(variant, flags)
-    object_file, unfinished = (target.with_suffix(f".{os.getpid()}.{end}") for end in ("o", "so"))
-    try:
-        _run(found, *_FLAGS, *flags, "-c", str(SOURCE), "-o", str(object_file))
-        _run(found, "-shared", str(object_file), "-o", str(unfinished))
-        unfinished.replace(target)  # in one step: another process may be loading it
-    finally:
-        object_file.unlink(missing_ok=True)
-        unfinished.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as unfinished:
+        objects = _compile(found, flags, Path(unfinished))
+        _run(found, "-shared", *objects, "-o", f"{unfinished}/library.so")
+        Path(unfinished, "library.so").replace(target)  # in one step: another process may be loading it
     return target
+
+
+def _compile(compiler_path: str, flags: tuple[str, ...], folder: Path) -> list[str]:
+    """All sources at the same time, each into an object file in `folder`."""
+    sources = sorted(SOURCES.glob("*.cpp"))
+    objects = [str(folder / f"{source.stem}.o") for source in sources]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        runs = [
+            pool.submit(_run, compiler_path, *_FLAGS, *flags, "-c", str(source), "-o", target)
+            for source, target in zip(sources, objects, strict=True)
+        ]
+        for run in runs:
+            run.result()
+    return objects
 
 
 def _run(*command: str) -> None:

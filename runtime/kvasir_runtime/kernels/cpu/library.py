@@ -24,13 +24,15 @@ _SIGNATURES: Final[dict[str, list[Any]]] = {
     "kvasir_silu_and_mul": [c_int, *[_POINTER] * 2, _SIZE, _SIZE, c_int],
     "kvasir_pack_int8": [c_int, *[_POINTER] * 4, _SIZE, _SIZE, c_int],
     "kvasir_linear_int8": [c_int, *[_POINTER] * 6, *[_SIZE] * 3, c_int],
+    "kvasir_pack_bf16": [*[_POINTER] * 2, *[_SIZE] * 2, c_int],
+    "kvasir_linear_bf16": [*[_POINTER] * 4, *[_SIZE] * 3, c_int],
 }
 
 Kernel = Callable[..., None]
 
 
 class Library:
-    """The kernels as Python callables; tensors are passed by `data_ptr()`. See kernels.cpp for the arguments."""
+    """The kernels as Python callables; tensors are passed by `data_ptr()`. See `cpp` for the arguments."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,8 +46,12 @@ class Library:
         self.silu_and_mul: Kernel = library.kvasir_silu_and_mul
         self.pack_int8: Kernel = library.kvasir_pack_int8
         self.linear_int8: Kernel = library.kvasir_linear_int8
-        library.kvasir_int8_bytes.argtypes, library.kvasir_int8_bytes.restype = [_SIZE, _SIZE], _SIZE
+        self.pack_bf16: Kernel = library.kvasir_pack_bf16
+        self.linear_bf16: Kernel = library.kvasir_linear_bf16
+        for function in (library.kvasir_int8_bytes, library.kvasir_bf16_bytes):
+            function.argtypes, function.restype = [_SIZE, _SIZE], _SIZE
         self.int8_bytes: Callable[[int, int], int] = library.kvasir_int8_bytes
+        self.bf16_bytes: Callable[[int, int], int] = library.kvasir_bf16_bytes
         self.max_group: int = library.kvasir_max_group()
 
 

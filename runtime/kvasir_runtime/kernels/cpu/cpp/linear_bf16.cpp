@@ -1,0 +1,136 @@
+// bfloat16 weights. Letters: R rows, I input features (an even number), O output features.
+//
+// A panel holds PANEL outputs: for each two inputs the two weights of each output lie together, 64 bytes, as the
+// dot-product instruction reads them. One layout serves both ends: with few rows a step is as fast as memory delivers
+// the panels, with many as fast as the cores multiply. Each output is summed over the inputs in their order, in one
+// accumulator: a row's result does not depend on how many rows there are, nor on threads.
+
+#include "vectors.h"
+
+#ifdef __AVX512BF16__
+
+#include <array>
+#include <utility>
+
+namespace {
+
+constexpr int64_t PANEL = 16;
+constexpr int64_t LINE = 64;         // bytes of a panel for each pair of inputs
+constexpr int64_t FEW = 16;          // rows that are multiplied by one panel at a time
+constexpr int64_t TALL = 12;         // rows that are multiplied by two panels at a time: 24 of 32 registers are sums
+constexpr int64_t CHUNK = 10 * TALL; // rows that stay in the second-level cache while panels pass by
+constexpr int64_t MOST_GROUP = 32;   // panels of one piece of work
+constexpr int64_t AHEAD = 64 * LINE; // how far ahead of its use a panel is fetched from memory
+
+// A call's arguments, and where in them a piece of work begins.
+struct Bf16Call {
+    const bf16 *x;         // [R, I]
+    const char *panels;    // [ceil(O / PANEL), I / 2, PANEL, 2]
+    const float *bias;     // [O] or null
+    bf16 *out;             // [R, O]
+    int64_t rows, outputs, inputs;
+};
+
+// R rows from `row` on by N panels from `panel` on. Three rows share a pointer, as an address has room for twice a stride.
+template <int R, int N, bool FETCH>
+void multiply(const Bf16Call &d, int64_t row, int64_t panel) {
+    const int64_t stride = d.inputs * sizeof(bf16), pairs = d.inputs / 2, size = pairs * LINE, first = panel * PANEL;
+    const char *weights = d.panels + panel * size, *x[(R + 2) / 3];
+    for (int i = 0; i < (R + 2) / 3; i++) x[i] = (const char *)d.x + (row + 3 * i) * stride;
+    __m512 sums[R][N] = {};
+    for (int64_t k = 0; k < pairs; k++) {
+        __m512bh pair[N];
+        for (int n = 0; n < N; n++) {
+            const char *at = weights + n * size + k * LINE;
+            pair[n] = (__m512bh)_mm512_loadu_si512(at);
+            if (FETCH) _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+        }
+        for (int r = 0; r < R; r++) {
+            int32_t two;
+            std::memcpy(&two, x[r / 3] + r % 3 * stride + k * 4, 4);
+            for (int n = 0; n < N; n++) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], (__m512bh)_mm512_set1_epi32(two), pair[n]);
+        }
+    }
+    for (int n = 0; n < N; n++) {
+        const int64_t at = first + n * PANEL, count = std::min(PANEL, d.outputs - at);
+        const __mmask16 kept = __mmask16((1u << count) - 1);
+        const __m512 bias = d.bias ? _mm512_maskz_loadu_ps(kept, d.bias + at) : _mm512_setzero_ps();
+        for (int r = 0; r < R; r++)
+            _mm256_mask_storeu_epi16(d.out + (row + r) * d.outputs + at, kept, (__m256i)_mm512_cvtneps_pbh(sums[r][n] + bias));
+    }
+}
+
+using Multiply = void (*)(const Bf16Call &, int64_t row, int64_t panel);
+
+// multiply<1, N> to multiply<count, N>, by number of rows less one.
+template <int N, bool FETCH, int... R>
+constexpr auto by_rows(std::integer_sequence<int, R...>) {
+    return std::array<Multiply, sizeof...(R)>{multiply<R + 1, N, FETCH>...};
+}
+
+constexpr auto ONE = by_rows<1, true>(std::make_integer_sequence<int, FEW>{});
+constexpr auto TWO = by_rows<2, false>(std::make_integer_sequence<int, TALL>{});
+constexpr auto TWO_FETCHED = by_rows<2, true>(std::make_integer_sequence<int, TALL>{});
+
+void linear_few(const Bf16Call &d, int threads) {
+    const int64_t panels = (d.outputs + PANEL - 1) / PANEL;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t panel = 0; panel < panels; panel++) ONE[d.rows - 1](d, 0, panel);
+}
+
+void linear_many(const Bf16Call &d, int threads) {
+    const int64_t panels = (d.outputs + PANEL - 1) / PANEL, chunks = (d.rows + CHUNK - 1) / CHUNK;
+    // Pieces small enough that all threads end at about the same time; an even number of panels each.
+    const int64_t group = std::clamp<int64_t>(panels * chunks / (threads * 8) / 2 * 2, 2, MOST_GROUP);
+    const int64_t groups = (panels + group - 1) / group;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t piece = 0; piece < groups * chunks; piece++) {
+        const int64_t top = piece / groups * CHUNK, bottom = std::min(d.rows, top + CHUNK);
+        const int64_t begin = piece % groups * group, end = std::min(panels, begin + group);
+        for (int64_t panel = begin; panel < end; panel += 2)
+            for (int64_t row = top; row < bottom; row += TALL) {
+                const int64_t number = std::min(TALL, bottom - row) - 1;
+                if (panel + 1 == end) ONE[number](d, row, panel);
+                else (row == 0 ? TWO_FETCHED[number] : TWO[number])(d, row, panel);
+            }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Bytes of the panels of an [outputs, inputs] weight; 0: not for this number of inputs, or not on this CPU.
+int64_t kvasir_bf16_bytes(int64_t outputs, int64_t inputs) {
+    return inputs % 2 ? 0 : (outputs + PANEL - 1) / PANEL * PANEL * inputs * sizeof(bf16);
+}
+
+// `panels` is zeroed memory of kvasir_bf16_bytes.
+void kvasir_pack_bf16(const bf16 *weight, bf16 *panels, int64_t outputs, int64_t inputs, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t o = 0; o < outputs; o++) {
+        bf16 *column = panels + o / PANEL * PANEL * inputs + o % PANEL * 2;
+        for (int64_t i = 0; i < inputs; i += 2) std::memcpy(column + i * PANEL, weight + o * inputs + i, 4);
+    }
+}
+
+void kvasir_linear_bf16(const bf16 *x, const char *panels, const float *bias, bf16 *out, int64_t rows, int64_t outputs,
+                        int64_t inputs, int threads) {
+    const Bf16Call call{x, panels, bias, out, rows, outputs, inputs};
+    if (rows > FEW) linear_many(call, threads);
+    else if (rows > 0) linear_few(call, threads);
+}
+}
+
+#else
+
+extern "C" {
+
+int64_t kvasir_bf16_bytes(int64_t, int64_t) { return 0; }
+
+void kvasir_pack_bf16(const bf16 *, bf16 *, int64_t, int64_t, int) {}
+
+void kvasir_linear_bf16(const bf16 *, const char *, const float *, bf16 *, int64_t, int64_t, int64_t, int) {}
+}
+
+#endif
