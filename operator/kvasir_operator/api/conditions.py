@@ -67,7 +67,8 @@ class Reason(StrEnum):
     OUT_OF_MEMORY_WEIGHTS = "OutOfMemoryWeights"
     OUT_OF_MEMORY_KV_CACHE = "OutOfMemoryKVCache"
     OUT_OF_MEMORY_HOST = "OutOfMemoryHost"
-    EXCEEDS_EVERY_PRODUCT = "ExceedsEveryProduct"
+    INSPECTING = "Inspecting"
+    INSPECTION_FAILED = "InspectionFailed"
     # AcceleratorAvailable
     NOT_NEEDED = "NotNeeded"
     ALLOCATED = "Allocated"

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator
 from kvasir_operator.api.base import ApiModel, Time
 from kvasir_operator.api.conditions import Condition, ConditionType, Reason
 from kvasir_operator.api.kubernetes import FreeObject
+from kvasir_runtime.contract.model_report import ModelReport
 
 
 class Summary(ApiModel):
@@ -42,6 +43,22 @@ class CapacityStatus(ApiModel):
     source: Literal["planned", "measured"] | None = Field(
         default=None, description="planned: computed beforehand; measured: reported by a replica."
     )
+
+
+class InspectionStatus(ApiModel):
+    """What was found out about the model before replicas were made."""
+
+    source: str = Field(description="Digest of the address that was looked at, and of who may read it.")
+    time: Time = Field(description="When it was looked at.")
+    model: FreeObject = Field(
+        default={}, description="The numbers of its config.json on which memory depends; empty: they are not known."
+    )
+    message: str = Field(default="", description="Why nothing was found out, for people.")
+
+    @property
+    def report(self) -> ModelReport | None:
+        """The numbers; None where they are not known."""
+        return ModelReport.from_data(self.model) if self.model else None
 
 
 class AdapterStatus(ApiModel):
@@ -110,6 +127,9 @@ class InferenceServiceStatus(ApiModel):
     update_revision: str | None = Field(default=None, description="Revision that the spec asks for.")
     revisions: list[RevisionStatus] = Field(default=[], description="Revisions that have pods or are kept.")
     capacity: CapacityStatus | None = Field(default=None, description="What one replica can hold.")
+    inspection: InspectionStatus | None = Field(
+        default=None, description="What was found out about the model before replicas were made."
+    )
     adapters: list[AdapterStatus] = Field(default=[], description="The adapters over all replicas.")
     warmup: WarmupStatus | None = Field(default=None, description="The last warmup of a replica.")
     scaling: ScalingStatus | None = Field(default=None, description="What automatic scaling decided.")

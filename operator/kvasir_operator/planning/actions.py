@@ -26,6 +26,11 @@ class Why(StrEnum):
     DRAIN_DEADLINE = "DrainDeadline"
     NO_REQUESTS = "NoRequests"
     DEMAND_RETURNED = "DemandReturned"
+    PREEMPTED = "Preempted"
+    HELD_BACK = "HeldBack"
+    MISPLACED = "Misplaced"
+    INSPECT = "Inspect"
+    INSPECTED = "Inspected"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,18 @@ class CreatePod:
     why: Why
     attempt: int = 0
     replaces: str = ""
+    products: tuple[str, ...] = ()
+    """Products that it may go to; empty: any that the spec allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateInspection:
+    """Make the pod that looks at the model of source key `source`."""
+
+    kind: ClassVar[str] = "CreateInspection"
+    pod: str
+    source: str
+    why: Why = Why.INSPECT
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +126,7 @@ class Undrain:
     why: Why
 
 
-Action = ApplySecret | ApplyService | CreatePod | DeletePod | SetGates | Drain | Undrain
+Action = ApplySecret | ApplyService | CreatePod | CreateInspection | DeletePod | SetGates | Drain | Undrain
 
 
 def identity(action: Action) -> str:

@@ -44,6 +44,7 @@ def shut(pod: Pod, why: Why) -> SetGates:
 
 _REASONS: Final = {
     Why.SCALE_DOWN: "fewer replicas are wanted",
+    Why.PREEMPTED: "a service of a higher priority needs its devices",
     Why.ROLLOUT: "a newer revision takes its place",
 }
 

@@ -23,9 +23,15 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def read_pod(
-    manifest: Manifest, runtime: AdminState | Unknown = NOT_ASKED, warnings: tuple[PodWarning, ...] = ()
+    manifest: Manifest,
+    runtime: AdminState | Unknown = NOT_ASKED,
+    warnings: tuple[PodWarning, ...] = (),
+    silent_since: datetime | None = None,
 ) -> Pod:
-    """Read one pod of a service; `runtime` is what its engine said, `warnings` what its Events say."""
+    """Read one pod of a service; `runtime` is what its engine said, `warnings` what its Events say.
+
+    `silent_since` is when its node was last heard of, where that is silent.
+    """
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
     return Pod(
         name=metadata["name"],
@@ -45,6 +51,8 @@ def read_pod(
             *_containers(status.get("containerStatuses", ()), init=False),
         ),
         warnings=warnings,
+        products=tuple(filter(None, metadata.get("annotations", {}).get(names.PRODUCTS_ANNOTATION, "").split(","))),
+        silent_since=silent_since,
         runtime=runtime,
     )
 

@@ -10,7 +10,9 @@ from enum import StrEnum
 from typing import Final
 
 from kvasir_operator.api.field_errors import FieldError
+from kvasir_operator.api.status import InspectionStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta
+from kvasir_operator.placement.outlook import Outlook
 from kvasir_operator.placement.queue import Standing
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
@@ -107,7 +109,10 @@ DRAINING_REASON: Final = "Draining"
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """One pod of the service. `attempt` counts the failed pods that it follows, for the backoff."""
+    """One pod of the service. `attempt` counts the failed pods that it follows, for the backoff.
+
+    `products` are those that it may go to, where the operator chose; `silent_since` is when its node was last heard of.
+    """
 
     name: str
     uid: str
@@ -123,6 +128,8 @@ class Pod:
     conditions: Mapping[str, PodCondition] = field(default_factory=dict)
     containers: tuple[Container, ...] = ()
     warnings: tuple[PodWarning, ...] = ()
+    products: tuple[str, ...] = ()
+    silent_since: datetime | None = None
     runtime: AdminState | Unknown = NOT_ASKED
 
     def condition(self, kind: str) -> PodCondition:
@@ -210,6 +217,19 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Inspection:
+    """How far the look at the model is. `key` names its source; empty: it is not to be looked at.
+
+    `known` is what was found out before, by whichever service; `elsewhere` since when another one's pod looks.
+    """
+
+    key: str = ""
+    known: InspectionStatus | None = None
+    pods: tuple[Pod, ...] = ()
+    elsewhere: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Waits that planning knows of, in seconds."""
 
@@ -248,6 +268,8 @@ class Snapshot:
     secret: ObjectState = ObjectState.MISSING
     refusals: tuple[Refusal, ...] = ()
     standing: Standing | None = None
+    inspection: Inspection = Inspection()
+    outlook: Outlook = Outlook()
     timings: Timings = Timings()
 
     @property
