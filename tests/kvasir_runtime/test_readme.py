@@ -40,11 +40,11 @@ def endpoints(app: FastAPI) -> set[tuple[str, str]]:
 
 def test_endpoints() -> None:
     """Both ports' endpoints are in the table, /docs included."""
-    service = cast("Any", SimpleNamespace(api_keys=None, lifecycle=None))
-    user = cast("Any", build_user_app(service))._app
+    service = cast("Any", SimpleNamespace(api_keys=None, admin_tokens=None, lifecycle=None, args=EngineArgs(model="m")))
+    user, operator = (cast("Any", build(service))._app for build in (build_user_app, build_operator_app))
     written = {(port, method, path) for port, method, path, _ in table("Endpoints")}
     expected = {("8000", *endpoint) for endpoint in endpoints(user) | {("GET", "/docs"), ("GET", "/openapi.json")}}
-    expected |= {("8001", *endpoint) for endpoint in endpoints(build_operator_app(service))}
+    expected |= {("8001", *endpoint) for endpoint in endpoints(operator)}
     assert written == expected
 
 
@@ -70,6 +70,7 @@ def test_metrics() -> None:
     """Every exported series with its type and labels, and no other."""
     metrics = Metrics("m", EngineArgs(model="m"))
     metrics.watch_draining(lambda: False)
+    metrics.watch_sleep(lambda: 0)
     ready = EngineReady(100, 10, 16, 10, 1, 1, "", "float32", {})
     metrics.engine_ready(ready, EngineStats, {"total": 1.0})
     exported = {}

@@ -27,12 +27,16 @@ class Phase(StrEnum):
 
 
 class KVState(_Message):
-    """The KV cache now. `value` is the cache's worth: tokens it is expected to save, decayed over time."""
+    """The KV cache now; pinned blocks are among the active and cached ones.
+
+    `value` is the cache's worth: tokens it is expected to save, decayed over time.
+    """
 
     block_size: int
     blocks_total: int
     blocks_active: int
     blocks_cached: int
+    blocks_pinned: int = 0
     hit_tokens: int = 0
     query_tokens: int = 0
     value: float = 0.0
@@ -73,12 +77,65 @@ class CapacityState(_Message):
 
 
 class AdapterState(_Message):
+    """One version of an adapter that is there, or on its way.
+
+    On `device` it has a slot of a batch, on `host` it waits in memory for one, on `disk` it is read when it is asked for.
+    `refs` counts requests in flight. An older version whose requests still run has a row of its own.
+    """
+
     name: str
     digest: str
-    residency: Literal["device", "host", "loading", "failed"]
+    residency: Literal["device", "host", "disk", "loading", "failed"]
     refs: int = 0
     bytes: int = 0
     message: str = ""
+
+
+class WantedAdapter(_Message):
+    """An adapter to serve: its files, and the digest they must have where that is known.
+
+    `uri` is `file:///path` (or `/path`) below one of --lora-roots, or of one of --lora-schemes. A pinned adapter keeps
+    its slot once it has one. The digest is what `sha256sum adapter_config.json adapter_model.safetensors | sha256sum`
+    prints.
+    """
+
+    name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")
+    uri: str = Field(min_length=1, max_length=4096)
+    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    pinned: bool = False
+
+
+class AdapterSet(_Message):
+    """`PUT /admin/adapters`: all adapters that are to be served. What is not among them is unloaded.
+
+    The same set again changes nothing, but what has failed is tried again.
+    """
+
+    adapters: list[WantedAdapter] = Field(max_length=4096)
+
+
+class AdapterReport(_Message):
+    """How one wanted adapter fares. `digest` is the version that new requests get; "" while there is none.
+
+    While `state` is `loading` or `failed` an earlier version may go on serving.
+    """
+
+    name: str
+    uri: str
+    state: Literal["loading", "loaded", "failed"]
+    digest: str = ""
+    pinned: bool = False
+    cause: str = ""
+    message: str = ""
+    remedy: str = ""
+
+
+class AdapterReports(_Message):
+    """Answer to `PUT` and `GET /admin/adapters`: the wanted set as it fares, and every version that is in memory."""
+
+    boot_id: str
+    adapters: list[AdapterReport]
+    versions: list[AdapterState] = Field(default_factory=list)
 
 
 class AdminState(_Message):
@@ -155,7 +212,7 @@ class WarmupPrompt(_Message):
 class WarmupRequest(_Message):
     """`POST /admin/warmup`: compute prefixes in the given order whenever no user's request wants the engine.
 
-    It ends after the last prompt, at the first that would compute more than `max_tokens` in all, or after
+    It ends after the last prompt, in the middle of the one that would compute more than `max_tokens` in all, or after
     `timeout_s`. What was computed stays pinned in the prefix cache for `pin_s` seconds (0: not at all), in at most
     half of its blocks, and gives way when requests need the room.
     """

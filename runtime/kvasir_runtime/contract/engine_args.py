@@ -106,7 +106,20 @@ class EngineArgs(BaseModel):
     # Adapters
     enable_lora: bool = Field(default=False, description="serve LoRA adapters")
     max_loras: int = Field(default=4, ge=1, le=256, description="adapters that may take part in one batch")
+    max_cpu_loras: int | None = Field(
+        default=None, ge=1, le=4096, description="adapters kept in host memory, --max-loras or more; default: as many"
+    )
     max_lora_rank: int = Field(default=16, ge=1, le=256, description="largest rank that is accepted")
+    lora_roots: Names = Field(default=[], description="folders that local adapters may be loaded from; default: none")
+    lora_schemes: Names = Field(
+        default=[], description="schemes that adapters may be downloaded from (s3, hf, https); default: none"
+    )
+    lora_cache: str | None = Field(
+        default=None, description="folder for downloaded adapters; default: a temporary one, gone with the process"
+    )
+    allow_runtime_lora_updating: bool = Field(
+        default=False, description="let users load and unload adapters; so does VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"
+    )
 
     # Front end
     host: str = Field(default="0.0.0.0", description="address of both ports")
@@ -114,6 +127,9 @@ class EngineArgs(BaseModel):
     admin_port: int = Field(default=8001, ge=1, le=65535, description="port for the operator: probes and /admin")
     api_key: Names = Field(default=[], description="keys that users must present; empty: none needed")
     api_key_file: str | None = Field(default=None, description="file with one key a line, read again when it changes")
+    max_streams_per_key: int | None = Field(
+        default=None, ge=1, description="completions that one API key may have under way; default: no bound of its own"
+    )
     admin_token_file: str | None = Field(default=None, description="file with the bearer token of /admin")
     drain_timeout: Seconds = Field(default=300.0, description="how long running requests may finish after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level logged")
@@ -124,6 +140,11 @@ class EngineArgs(BaseModel):
         if self.port == self.admin_port:
             msg = f"port and admin_port must differ, both are {self.port}"
             raise ValueError(msg)
+        if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
+            msg = f"max_cpu_loras must be at least max_loras ({self.max_loras}), got {self.max_cpu_loras}"
+            raise ValueError(msg)
+        if self.max_streams_per_key is not None and not self.api_key and self.api_key_file is None:
+            raise ValueError("max_streams_per_key counts by API key and needs api_key or api_key_file")
         return self
 
     def to_argv(self) -> list[str]:

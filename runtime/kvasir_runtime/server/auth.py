@@ -46,12 +46,16 @@ class BearerTokens:
 
     def accepts(self, authorization: str | None) -> bool:
         """Whether the value of an Authorization header opens the door."""
+        return self.identify(authorization) is not None
+
+    def identify(self, authorization: str | None) -> bytes | None:
+        """The digest of the token in an Authorization header, which tells keys apart; None: it opens no door."""
         scheme, _, token = (authorization or "").partition(" ")
         self._reload_if_changed()
         presented = _digest(token.strip())
         # All are compared, and by digest, so that the time tells neither which matched nor how far.
         matches = [hmac.compare_digest(presented, known) for known in self._fixed | self._from_file]
-        return scheme.lower() == "bearer" and any(matches)
+        return presented if scheme.lower() == "bearer" and any(matches) else None
 
     def _reload_if_changed(self) -> None:
         now = self._clock()

@@ -83,17 +83,31 @@ class Lifecycle:
         self.stopping = False
         self.failure: FailureReport | None = None
         self.ended = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._cut = cut
         self._deadline: asyncio.TimerHandle | None = None
 
     def enter(self) -> None:
         """A request was taken."""
         self.inflight += 1
+        self._idle.clear()
 
     def leave(self) -> None:
         """Its answer is out."""
         self.inflight -= 1
+        if self.inflight == 0:
+            self._idle.set()
         self._end_when_idle()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no request is in flight; False when that takes longer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return self.inflight == 0
+        return True
 
     def drain(self, timeout_s: float) -> None:
         """Take no more work; cut what still runs after `timeout_s`. Again: the newer deadline counts."""

@@ -58,6 +58,7 @@ COUNTERS: Final[dict[str, tuple[str, Callable[[EngineStats], float]]]] = {
     names.NUM_PREEMPTIONS: ("Times that a running request gave up its blocks.", lambda stats: stats.preemptions),
     names.PROMPT_TOKENS: ("Prompt tokens processed.", lambda stats: stats.prompt_tokens),
     names.GENERATION_TOKENS: ("Tokens generated.", lambda stats: stats.generation_tokens),
+    names.WARMUP_TOKENS: ("Prompt tokens computed before anybody asked.", lambda stats: stats.warmup_tokens),
 }
 GAUGES: Final[dict[str, tuple[str, Callable[[EngineStats], float]]]] = {
     names.NUM_REQUESTS_RUNNING: ("Sequences in the running batch.", lambda stats: stats.running),
@@ -96,6 +97,9 @@ class Metrics:
 
     def watch_draining(self, draining: Callable[[], bool]) -> None:
         self.registry.register(_DrainingCollector(self._labels, draining))
+
+    def watch_sleep(self, level: Callable[[], int]) -> None:
+        self.registry.register(_SleepCollector(self._labels, level))
 
     def first_token(self, seconds: float) -> None:
         self._times[names.TIME_TO_FIRST_TOKEN].observe(seconds)
@@ -142,6 +146,7 @@ class _EngineCollector:
         self._labels = labels
         self._stats = stats
         self._startup = startup
+        self._block_size = ready.block_size
         self._cache_config = {
             "block_size": str(ready.block_size),
             "cache_dtype": args.kv_cache_dtype,
@@ -162,6 +167,7 @@ class _EngineCollector:
             counter.add_metric(self._labels, read(stats))
             yield counter
         yield self._tiers(stats)
+        yield self._pinned(stats)
         yield self._info()
         yield self._startup_seconds()
 
@@ -169,9 +175,13 @@ class _EngineCollector:
         tiers = GaugeMetricFamily(
             names.CACHED_TOKENS_BY_TIER, "Tokens whose KV is kept, by tier.", labels=(*LABELS, "tier")
         )
-        block_size = int(self._cache_config["block_size"])
-        tiers.add_metric((*self._labels, "device"), (stats.blocks_active + stats.blocks_cached) * block_size)
+        tiers.add_metric((*self._labels, "device"), (stats.blocks_active + stats.blocks_cached) * self._block_size)
         return tiers
+
+    def _pinned(self, stats: EngineStats) -> Metric:
+        pinned = GaugeMetricFamily(names.PINNED_TOKENS, "Tokens whose KV goes last, after a warmup.", labels=LABELS)
+        pinned.add_metric(self._labels, stats.blocks_pinned * self._block_size)
+        return pinned
 
     def _info(self) -> Metric:
         info = GaugeMetricFamily(names.CACHE_CONFIG_INFO, "Settings of the KV cache.", labels=tuple(self._cache_config))
@@ -195,4 +205,21 @@ class _DrainingCollector:
     def collect(self) -> Iterable[Metric]:
         gauge = GaugeMetricFamily(names.DRAINING, "1 while the server takes no new work.", labels=LABELS)
         gauge.add_metric(self._labels, float(self._draining()))
+        yield gauge
+
+
+class _SleepCollector:
+    """One of three states is 1. The names are vLLM's; at level 1 our weights stay where they are, in host memory."""
+
+    STATES: Final = ("awake", "weights_offloaded", "discard_all")
+
+    def __init__(self, labels: tuple[str, str], level: Callable[[], int]) -> None:
+        self._labels = labels
+        self._level = level
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Whether the engine is awake, or asleep at level 1 (weights_offloaded) or 2 (discard_all)."
+        gauge = GaugeMetricFamily(names.ENGINE_SLEEP_STATE, text, labels=(*LABELS, "sleep_state"))
+        for number, state in enumerate(self.STATES):
+            gauge.add_metric((*self._labels, state), float(number == self._level()))
         yield gauge

@@ -1,4 +1,4 @@
-"""What surrounds every request of the user port: its id, its key, the size of its body, one line in the log."""
+"""What surrounds every request of both ports: its id, who may come in, the size of its body, one line in the log."""
 
 import logging
 import re
@@ -13,19 +13,16 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kvasir_runtime.logs import request_id
-from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.errors import ApiError
+from kvasir_runtime.server.gates import Gate
 
 MAX_BODY_BYTES: Final = 32 * 1024 * 1024
 """A prompt of 1,000,000 token ids takes 7 MB of JSON."""
 
-OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/version", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
-"""What needs no key: nothing of these shows prompts or costs the engine anything."""
-
 LOG_FIELDS: Final = "kvasir.log_fields"
 """Key of the scope under which an endpoint leaves fields for its line in the log."""
 
-QUIET_PATHS: Final = frozenset({"/health", "/metrics"})
+QUIET_PATHS: Final = frozenset({"/health", "/metrics", "/livez", "/readyz", "/startupz", "/admin/state"})
 """Asked every few seconds by machines: logged at debug level only."""
 
 _USABLE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -34,11 +31,11 @@ logger = logging.getLogger("kvasir.access")
 
 
 class RequestScope:
-    """Gives each request an id (the client's X-Request-Id where it is usable), checks its key, bounds its body."""
+    """Gives each request an id (the client's X-Request-Id where it is usable), asks the gate, bounds its body."""
 
-    def __init__(self, app: ASGIApp, api_keys: BearerTokens, is_draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, gate: Gate, is_draining: Callable[[], bool] = lambda: False) -> None:
         self._app = app
-        self._api_keys = api_keys
+        self._gate = gate
         self._is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,31 +46,29 @@ class RequestScope:
         token = request_id.set(usable_id(headers.get("x-request-id")))
         answer = _Answer(send, request_id.get(), close=self._is_draining())
         started = time.monotonic()
+        leave: Callable[[], None] | None = None
         try:
-            refusal = self._refusal(scope["path"], headers)
-            if refusal is not None:
-                await refusal.to_response()(scope, receive, answer.send)
-            else:
-                await self._app(scope, _BoundedBody(receive).receive, answer.send)
+            leave = self._gate.enter(scope["path"], headers)
+            _check_length(headers)
+            await self._app(scope, _BoundedBody(receive).receive, answer.send)
+        except ApiError as refusal:  # of the two checks: what the app raises it answers itself
+            await refusal.to_response()(scope, receive, answer.send)
         finally:
+            if leave is not None:
+                leave()
             _log(scope, answer.status, time.monotonic() - started)
             request_id.reset(token)
-
-    def _refusal(self, path: str, headers: Headers) -> ApiError | None:
-        if (
-            path not in OPEN_PATHS
-            and self._api_keys.required
-            and not self._api_keys.accepts(headers.get("authorization"))
-        ):
-            msg = "a valid API key is needed: send it as Authorization: Bearer KEY"
-            return ApiError(HTTPStatus.UNAUTHORIZED, msg, code="invalid_api_key")
-        length = headers.get("content-length", "0")
-        return body_too_large() if length.isdigit() and int(length) > MAX_BODY_BYTES else None
 
 
 def usable_id(given: str | None) -> str:
     """The client's id if it is safe to log and to send back, else a new one."""
     return given if given is not None and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def _check_length(headers: Headers) -> None:
+    length = headers.get("content-length", "0")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
+        raise body_too_large()
 
 
 def body_too_large() -> ApiError:

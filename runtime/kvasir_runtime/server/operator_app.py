@@ -3,11 +3,15 @@
 import asyncio
 import time
 from http import HTTPStatus
+from typing import Annotated, Any, Final
 
-from fastapi import Depends, FastAPI, Request
-from starlette.responses import JSONResponse
+from fastapi import FastAPI, Query, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from kvasir_runtime.contract.admin_api import (
+    MAX_LISTED_PREFIXES,
+    MAX_LISTED_TOKENS,
     AdminState,
     CapacityState,
     DrainRequest,
@@ -15,27 +19,42 @@ from kvasir_runtime.contract.admin_api import (
     KVState,
     LatencyState,
     LivenessState,
+    PrefixList,
     ReadinessState,
+    SleepRequest,
+    SleepState,
     StartupState,
     TokenState,
+    WarmupRequest,
+    WarmupState,
 )
 from kvasir_runtime.engine.heartbeat import Verdict
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.server.errors import ApiError, ErrorResponse, install_handlers
+from kvasir_runtime.server.gates import OperatorGate
+from kvasir_runtime.server.middleware import RequestScope
 from kvasir_runtime.server.service import Service
+from kvasir_runtime.server.stream import CLIENT_CLOSED_REQUEST, DisconnectWatch
+from kvasir_runtime.server.warmup import Warmup, list_prefixes
 from kvasir_runtime.version import version
 
 CATCH_UP_S = 0.25
 """A front end that was itself held up has heartbeats waiting: it reads those before it calls the engine dead."""
 
 
-def build_operator_app(service: Service) -> FastAPI:
+_REFUSALS: Final[dict[int | str, dict[str, Any]]] = {401: {"model": ErrorResponse}, 403: {"model": ErrorResponse}}
+_BUSY: Final[dict[int | str, dict[str, Any]]] = {409: {"model": ErrorResponse}, 503: {"model": ErrorResponse}}
+
+
+def build_operator_app(service: Service) -> ASGIApp:
     """The ASGI application of the operator port."""
     app = FastAPI(title="Kvasir operator port", version=version(), redoc_url=None)
     install_handlers(app)
     _add_probes(app, service)
     _add_admin(app, service)
-    return app
+    _add_cache(app, service)
+    _add_sleep(app, service)
+    return RequestScope(app, OperatorGate(service.admin_tokens))
 
 
 def _add_probes(app: FastAPI, service: Service) -> None:
@@ -59,33 +78,61 @@ def _add_probes(app: FastAPI, service: Service) -> None:
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
-    async def authorized(request: Request) -> None:
-        if not service.admin_tokens.required:
-            raise ApiError(HTTPStatus.FORBIDDEN, "/admin is off: start with --admin-token-file", code="admin_off")
-        if not service.admin_tokens.accepts(request.headers.get("authorization")):
-            msg = "the operator's token is needed: Authorization: Bearer TOKEN"
-            raise ApiError(HTTPStatus.UNAUTHORIZED, msg, code="invalid_token")
-
-    guarded = {
-        "dependencies": [Depends(authorized)],
-        "responses": {401: {"model": ErrorResponse}, 403: {"model": ErrorResponse}},
-    }
-
-    @app.get("/admin/state", **guarded)  # type: ignore[arg-type]
+    @app.get("/admin/state", responses=_REFUSALS)
     async def state() -> AdminState:
         return admin_state(service, time.monotonic())
 
-    @app.post("/admin/drain", **guarded)  # type: ignore[arg-type]
+    @app.post("/admin/drain", responses=_REFUSALS)
     async def drain(body: DrainRequest | None = None) -> DrainState:
         timeout = None if body is None else body.timeout_s
         service.lifecycle.drain(service.args.drain_timeout if timeout is None else timeout)
         return DrainState(draining=True, inflight=service.lifecycle.inflight)
 
-    @app.post("/admin/undrain", **guarded, status_code=200)  # type: ignore[arg-type]
+    @app.post("/admin/undrain", responses=_REFUSALS)
     async def undrain() -> DrainState:
         if not service.lifecycle.undrain():
             raise ApiError(HTTPStatus.CONFLICT, "the process is stopping and cannot serve again", code="stopping")
         return DrainState(draining=False, inflight=service.lifecycle.inflight)
+
+
+def _add_cache(app: FastAPI, service: Service) -> None:
+    warmup = Warmup(service)
+
+    @app.post("/admin/warmup", response_model=WarmupState, responses=_REFUSALS | _BUSY)
+    async def warm_up(body: WarmupRequest, request: Request) -> WarmupState | Response:
+        work = asyncio.ensure_future(warmup.run(body))
+        watch = DisconnectWatch(request.receive, lambda: work.cancel() and None)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if watch.gone:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            raise
+        finally:
+            work.cancel()
+            watch.stop()
+
+    @app.get("/admin/prefixes", responses=_REFUSALS | _BUSY)
+    async def prefixes(
+        count: Annotated[int, Query(ge=1, le=MAX_LISTED_PREFIXES)] = 64,
+        max_tokens: Annotated[int, Query(ge=1, le=MAX_LISTED_TOKENS)] = 65_536,
+        salted: Annotated[bool, Query(description="those of prompts with a cache_salt as well")] = False,
+    ) -> PrefixList:
+        return await list_prefixes(service, count, max_tokens, salted=salted)
+
+
+def _add_sleep(app: FastAPI, service: Service) -> None:
+    @app.post("/admin/sleep", responses=_REFUSALS | _BUSY)
+    async def sleep(body: SleepRequest | None = None) -> SleepState:
+        wanted = body or SleepRequest()
+        service.loaded()
+        timeout = service.args.drain_timeout if wanted.timeout_s is None else wanted.timeout_s
+        return await service.sleep.fall_asleep(wanted.level, timeout)
+
+    @app.post("/admin/wake", responses=_REFUSALS | _BUSY)
+    async def wake() -> SleepState:
+        service.loaded()
+        return await service.sleep.wake()
 
 
 async def liveness(service: Service) -> Verdict:
@@ -107,6 +154,8 @@ def not_ready_because(service: Service) -> str:
         return "loading"
     if service.lifecycle.draining:
         return "draining"
+    if service.sleep.level:
+        return "asleep"
     verdict = service.engine.heartbeat.judge(time.monotonic())
     return "" if verdict.alive else verdict.message
 
@@ -139,6 +188,7 @@ def admin_state(service: Service, now: float) -> AdminState:
         ),
         startup=startup_state(service),
         capacity=_capacity(service),
+        sleep_level=service.sleep.level,
     )
 
 
@@ -149,6 +199,7 @@ def _kv_state(service: Service) -> KVState:
         blocks_total=stats.blocks_total,
         blocks_active=stats.blocks_active,
         blocks_cached=stats.blocks_cached,
+        blocks_pinned=stats.blocks_pinned,
         hit_tokens=stats.prefix_hit_tokens,
         query_tokens=stats.prefix_query_tokens,
         value=stats.cache_value,

@@ -33,6 +33,7 @@ from kvasir_runtime.server.operator_app import build_operator_app, liveness, usa
 from kvasir_runtime.server.process import process_started, raise_open_files_limit
 from kvasir_runtime.server.rates import RATE_WINDOW_S, SAMPLE_INTERVAL_S, Rates
 from kvasir_runtime.server.service import Service
+from kvasir_runtime.server.sleep import Sleep
 from kvasir_runtime.server.startup_report import make_report
 from kvasir_runtime.server.user_app import build_user_app
 from kvasir_runtime.tokenizer import Tokenizer
@@ -106,7 +107,9 @@ def make_service(args: EngineArgs, model: ModelFiles, process: EngineProcess) ->
     lifecycle = Lifecycle(engine.abort_all)
     metrics.watch_draining(lambda: lifecycle.draining)
     clock = StartupClock(process_started(), time.monotonic())
-    return Service(args, model, engine, lifecycle, clock, metrics, rates, api_keys, admin_tokens)
+    sleep = Sleep(engine, lifecycle)
+    metrics.watch_sleep(lambda: sleep.level)
+    return Service(args, model, engine, lifecycle, clock, metrics, rates, api_keys, admin_tokens, sleep)
 
 
 async def _start(service: Service) -> None:

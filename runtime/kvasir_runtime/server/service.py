@@ -16,6 +16,7 @@ from kvasir_runtime.server.errors import ApiError, bad_request, unavailable
 from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S, Lifecycle, StartupClock
 from kvasir_runtime.server.metrics import Metrics
 from kvasir_runtime.server.rates import Rates
+from kvasir_runtime.server.sleep import Sleep
 from kvasir_runtime.tokenizer import Tokenizer
 
 LOADING_RETRY_AFTER_S = 5.0
@@ -36,6 +37,7 @@ class Service:
     rates: Rates
     api_keys: BearerTokens
     admin_tokens: BearerTokens
+    sleep: Sleep
     tokenizer: Tokenizer | None = None
     ready: EngineReady | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
@@ -72,15 +74,20 @@ class Service:
         return name
 
     def admit(self, num_sequences: int, num_tokens: int) -> None:
-        """Refuse work that cannot be taken now: ApiError 503 while draining, 429 with a full queue."""
-        if self.lifecycle.draining:
-            raise unavailable("the server is draining", "draining", DRAIN_RETRY_AFTER_S)
+        """Refuse work that cannot be taken now: ApiError 503 while draining or asleep, 429 with a full queue."""
+        self.take_no_work_while_stopping()
         free_seats = max(0, self.args.max_num_seqs - self.engine.stats.running)
         if self.engine.waiting + num_sequences > self.args.max_queued_requests + free_seats:
             raise self._full("requests", self.engine.waiting, self.args.max_queued_requests)
         limit = self.args.max_queued_tokens
         if limit is not None and self.engine.waiting_tokens and self.engine.waiting_tokens + num_tokens > limit:
             raise self._full("prompt tokens", self.engine.waiting_tokens, limit)
+
+    def take_no_work_while_stopping(self) -> None:
+        """Raise ApiError (503) while draining or asleep."""
+        if self.lifecycle.draining:
+            raise unavailable("the server is draining", "draining", DRAIN_RETRY_AFTER_S)
+        self.sleep.refuse_work()
 
     def _full(self, unit: str, waiting: int, limit: int) -> ApiError:
         retry_after = min(60.0, self.engine.waiting_tokens / max(1.0, self.rates.prefill_per_s(time.monotonic())))

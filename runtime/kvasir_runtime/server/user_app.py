@@ -6,8 +6,8 @@ from starlette.types import ASGIApp
 
 from kvasir_runtime.server.chat import create_chat_completion, render
 from kvasir_runtime.server.completions import create_completion
-from kvasir_runtime.server.errors import ErrorResponse, bad_request, install_handlers, unavailable
-from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S
+from kvasir_runtime.server.errors import ErrorResponse, bad_request, install_handlers
+from kvasir_runtime.server.gates import UserGate
 from kvasir_runtime.server.logprobs import token_text
 from kvasir_runtime.server.middleware import RequestScope
 from kvasir_runtime.server.protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -43,7 +43,8 @@ def build_user_app(service: Service) -> ASGIApp:
     _add_models(app, service)
     _add_tokenizer(app, service)
     _add_state(app, service)
-    return RequestScope(app, service.api_keys, lambda: service.lifecycle.draining)
+    gate = UserGate(service.api_keys, service.args.max_streams_per_key)
+    return RequestScope(app, gate, lambda: service.lifecycle.draining)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:
@@ -63,6 +64,15 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     )
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         return await create_chat_completion(service, body, request)
+
+
+    @app.post("/v1/embeddings", response_model=None, responses=_ERRORS)
+    async def embeddings() -> Response:
+        msg = (
+            f"{service.model_names[0]} generates text and has no embeddings; "
+            "supported are /v1/completions and /v1/chat/completions"
+        )
+        raise bad_request(msg, "model", code="embeddings_not_supported")
 
 
 def _add_models(app: FastAPI, service: Service) -> None:
@@ -108,8 +118,7 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", response_class=PlainTextResponse, responses={503: _ERRORS[503]})
     async def health() -> str:
         service.loaded()
-        if service.lifecycle.draining:
-            raise unavailable("the server is draining", "draining", DRAIN_RETRY_AFTER_S)
+        service.take_no_work_while_stopping()
         return ""
 
     @app.get("/version")

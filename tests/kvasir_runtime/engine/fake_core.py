@@ -2,7 +2,8 @@
 
 A request's `cache_salt` says what shall go wrong: `raise`, `exit`, `block` or `spin` in the next step, `slow` for a
 step of 50 ms, `refuse` when it arrives. The environment variable `FAKE_CORE_START` makes the start fail: `raise`,
-`oom`, `exit` or `block`.
+`oom`, `exit` or `block`. It remembers the token ids of background requests as cached, and lists prefixes and sleeps
+in pretence.
 """
 
 import os
@@ -13,11 +14,18 @@ from dataclasses import dataclass, field
 from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.engine.messages import (
+    Answer,
+    Call,
     EngineOutput,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
+    FromEngine,
+    ListPrefixes,
+    PrefixesListed,
+    PrefixReport,
+    SleepDone,
     StartupProgress,
     StepOutputs,
     TokenLogprobs,
@@ -40,6 +48,8 @@ class FakeCore:
     waiting: list[EngineRequest] = field(default_factory=list)
     running: dict[str, _Running] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "generation": 0, "steps": 0})
+    cached: set[tuple[int, ...]] = field(default_factory=set)
+    level: int = 0
 
     def __post_init__(self) -> None:
         self.on_progress(StartupProgress("weights", 0.5, "half of nothing"))
@@ -57,6 +67,8 @@ class FakeCore:
         )
 
     def add_request(self, request: EngineRequest) -> None:
+        if self.level:
+            raise ValueError("the core sleeps")
         if request.cache_salt == "refuse":
             raise ValueError("the core refuses this")
         self.waiting.append(request)
@@ -65,6 +77,22 @@ class FakeCore:
         self.waiting = [request for request in self.waiting if request.request_id not in request_ids]
         for request_id in request_ids:
             self.running.pop(request_id, None)
+
+    def call(self, call: Call) -> Answer:
+        if isinstance(call, ListPrefixes):
+            found = [PrefixReport(list(range(16 * n)), 4.0 / n, 16, "", "", "") for n in range(1, 4)]
+            salted = [PrefixReport([7] * 16, 9.0, 16, "", "", "tenant")] if call.salted else []
+            return PrefixesListed(call.call_id, [*salted, *found][: call.count])
+        if self.has_work():
+            return SleepDone(call.call_id, self.level, error="requests still run")
+        freed, self.level = 1000 * (call.level - self.level), call.level
+        return SleepDone(call.call_id, call.level, freed, 5000 - 1000 * call.level, 0.25)
+
+    def poll(self) -> list[FromEngine]:
+        return []
+
+    def is_waiting(self) -> bool:
+        return False
 
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
@@ -98,6 +126,9 @@ class FakeCore:
         request, sampling = run.request, run.request.sampling
         token = request.prompt_token_ids[run.produced % len(request.prompt_token_ids)]
         first = run.produced == 0
+        cached = len(request.prompt_token_ids) if tuple(request.prompt_token_ids) in self.cached else 0
+        if request.background:
+            self.cached.add(tuple(request.prompt_token_ids))
         run.produced += 1
         self.counts["generation"] += sampling.n
         reason = FinishReason.LENGTH if run.produced == sampling.max_tokens else None
@@ -114,7 +145,7 @@ class FakeCore:
                 stop_token_id=stop,
                 logprobs=_logprobs(token, sampling.logprobs),
                 prompt_logprobs=_prompt_logprobs(request) if first else None,
-                cached_tokens=0 if first else None,
+                cached_tokens=cached if first else None,
             )
             for index in range(sampling.n)
         ]

@@ -136,6 +136,13 @@ def test_wrong_path_or_method(server, method, path, status):
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_embeddings_are_refused_with_what_is_supported(server):
+    """A decoder's hidden states are no embeddings: 400 instead of numbers that mean nothing."""
+    reply = call("POST", f"{server.url}/v1/embeddings", json={"model": "tiny", "input": "x"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "embeddings_not_supported")
+    assert "supported are /v1/completions and /v1/chat/completions" in reply.json()["error"]["message"]
+
+
 def test_body_too_large(server):
     """413 before the body is read, and while an undeclared one is."""
 

@@ -92,3 +92,35 @@ def test_api_keys_reloaded(start_server, tmp_path):
     file.write_text("\n")
     wait_until(lambda: "kept the old tokens" in server.log or status("third-key") != 200)
     assert status("third-key") == 200
+
+
+async def test_streams_of_one_key_are_bounded(start_server):
+    """One key's third generation gets 429 while two are under way; other keys and other paths are not concerned."""
+    server = start_server("--api-key", "first,second", "--max-streams-per-key", "2").wait_ready()
+    url, body = f"{server.url}/v1/completions", {**SLOW, "stream": True}
+    async with httpx.AsyncClient(timeout=60) as client:
+
+        def post(key: str, **fields):
+            return client.post(url, json={**body, **fields}, headers={"Authorization": f"Bearer {key}"})
+
+        tasks = [asyncio.create_task(post("first")) for _ in range(2)]
+        await asyncio.to_thread(wait_until, lambda: admin_state(server)["running"] == 2)
+        refused = await post("first")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "too_many_streams")
+        assert "2 requests of this API key are under way" in refused.json()["error"]["message"]
+        assert refused.headers["retry-after"] == "1"
+        assert (await post("second", max_tokens=1)).status_code == 200
+        models = await client.get(f"{server.url}/v1/models", headers={"Authorization": "Bearer first"})
+        assert models.status_code == 200
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(wait_until, lambda: admin_state(server)["inflight"] == 0)
+        assert (await post("first", max_tokens=1)).status_code == 200
+
+
+def test_a_bound_by_key_needs_keys(start_server):
+    """Without keys there is nothing to count by: refused at the start."""
+    server = start_server("--max-streams-per-key", "2")
+    assert server.process.wait(30) == 2
+    assert "max_streams_per_key counts by API key" in server.failure["message"]

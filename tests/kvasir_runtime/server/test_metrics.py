@@ -22,6 +22,7 @@ TABLE = [
     ("vllm:num_requests_waiting", "gauge", MODEL, None),
     ("vllm:kv_cache_usage_perc", "gauge", MODEL, None),
     ("vllm:gpu_cache_usage_perc", "gauge", MODEL, None),
+    ("vllm:engine_sleep_state", "gauge", {*MODEL, "sleep_state"}, None),
     ("vllm:prefix_cache_queries", "counter", MODEL, None),
     ("vllm:prefix_cache_hits", "counter", MODEL, None),
     ("vllm:num_preemptions", "counter", MODEL, None),
@@ -75,6 +76,8 @@ def test_values(families):
     assert values["vllm:inter_token_latency_seconds_count"] == 2
     assert values["vllm:e2e_request_latency_seconds_count"] == 1
     assert values["vllm:request_generation_tokens_sum"] == 3
+    states = {s.labels["sleep_state"]: s.value for s in families["vllm:engine_sleep_state"].samples}
+    assert states == {"awake": 1, "weights_offloaded": 0, "discard_all": 0}
     reasons = {
         s.labels["finished_reason"]: s.value
         for s in families["vllm:request_success"].samples
