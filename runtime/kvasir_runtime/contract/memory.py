@@ -25,6 +25,9 @@ SAMPLED_AT_ONCE: Final = 1 << 21
 LORA_RANK_STEP: Final = 16
 """Adapters are kept with their rank rounded up to a multiple of this: as many numbers as a vector holds."""
 
+SAMPLED_AT_ONCE: Final = 1 << 21
+"""Logits (rows x vocabulary) that random choices and prompt log-probabilities work on at the same time."""
+
 UNLIMITED_CPU_KV_BYTES: Final = 4 * 1024**3
 """Most that the KV cache takes by itself on a machine whose memory nobody limited: others live there too."""
 

@@ -86,7 +86,7 @@ class EngineCore:
             return StepOutputs(refused, self.stats())
         admitted = self._newly_admitted(plan, now)
         result = self._runner.execute(plan)
-        self._keep_prompt_logprobs(plan, result)
+        self._keep_prompt_logprobs(result)
         self._steps += 1
         self._prompt_tokens += self._count_prompt_tokens(plan)
         self._generation_tokens += len(result.token_ids)
@@ -185,15 +185,13 @@ class EngineCore:
                 count += request.num_prompt_tokens
         return count
 
-    def _keep_prompt_logprobs(self, plan: SchedulerOutput, result: StepResult) -> None:
-        for row, seat in enumerate(plan.seats):
+    def _keep_prompt_logprobs(self, result: StepResult) -> None:
+        for seat, scored in result.prompt_logprobs.items():
             request = self._scheduler.seated[seat]
-            if request is None or request.sampling.prompt_logprobs is None or request.num_output_tokens > 0:
-                continue
+            assert request is not None, seat
             if request.prompt_logprobs is None:
                 request.prompt_logprobs = [None] * request.num_prompt_tokens
-            start = plan.num_computed_tokens[row] + 1
-            scored = result.prompt_logprobs.get(seat, [])
+            start = request.num_computed_tokens + 1
             request.prompt_logprobs[start : start + len(scored)] = scored
 
     def _check_when_idle(self, now: float) -> None:

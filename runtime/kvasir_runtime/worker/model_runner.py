@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvasir_runtime.contract.memory import SAMPLED_AT_ONCE
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import TokenLogprobs
 from kvasir_runtime.models.decoder import DecoderModel
 from kvasir_runtime.worker.input_batch import InputBatch, StepInputs
 from kvasir_runtime.worker.kv_cache import KVCache
-from kvasir_runtime.worker.sampler import Sampler, token_logprobs
-
-_LOGPROB_ROWS = 64
-"""Prompt rows whose logits are held at the same time: 64 x 128k x 4 bytes = 32 MB."""
+from kvasir_runtime.worker.logprobs import token_logprobs
+from kvasir_runtime.worker.sampler import Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class ModelRunner:
         self.model = model
         self.kv_cache = kv_cache
         self.batch = InputBatch(num_seats, max_model_len, block_size)
-        self.sampler = Sampler(num_seats, model.config.vocab_size)
+        self.sampler = Sampler(num_seats, model.config.vocab_size, self.batch.token_ids)
         self._prompts: dict[int, Seating] = {}  # seats whose prompt's log-probabilities are wanted
 
     @torch.inference_mode()
@@ -78,9 +77,8 @@ class ModelRunner:
                 targets = torch.from_numpy(
                     self.batch.token_ids[seat, computed + 1 : computed + 1 + end].astype("int64")
                 )
-                if end > 0:
-                    wanted = seating.sampling.prompt_logprobs or 0
-                    reports[seat] = self._score(hidden_TD[start : start + end], targets, wanted)
+                wanted = seating.sampling.prompt_logprobs or 0
+                reports[seat] = self._score(hidden_TD[start : start + end], targets, wanted) if end > 0 else []
                 if computed + count >= seating.num_prompt_tokens:
                     del self._prompts[seat]
             start += count
@@ -88,7 +86,8 @@ class ModelRunner:
 
     def _score(self, hidden_PD: Tensor, targets_P: Tensor, count: int) -> list[TokenLogprobs]:
         reports: list[TokenLogprobs] = []
-        for rows_D, targets in zip(*(torch.split(x, _LOGPROB_ROWS) for x in (hidden_PD, targets_P)), strict=True):
+        portion = max(1, SAMPLED_AT_ONCE // self.model.config.vocab_size)
+        for rows_D, targets in zip(*(torch.split(x, portion) for x in (hidden_PD, targets_P)), strict=True):
             logprobs_RV = self.model.logits(rows_D).log_softmax(-1)
             reports += token_logprobs(logprobs_RV, targets, [count] * len(targets))
         return reports

@@ -10,9 +10,24 @@ from torch import Tensor
 
 from kvasir_runtime.core.scheduler_output import Seating
 from kvasir_runtime.sampling_params import SamplingParams
-from kvasir_runtime.worker.sampler import Sampler, drop_unlikely, nucleus, uniform
+from kvasir_runtime.worker import penalties
+from kvasir_runtime.worker.distributions import Dice, draw_from_nucleus, drop_unlikely, uniform
+from kvasir_runtime.worker.sampler import Sampler
 
 VOCAB = 50
+MAX_MODEL_LEN = 64
+
+
+class SeatedSampler(Sampler):
+    """A sampler with a table of tokens of its own, filled as the runner does it."""
+
+    def __init__(self, num_seats: int, vocab_size: int) -> None:
+        self.table = np.zeros((num_seats, MAX_MODEL_LEN + 1), dtype=np.int32)
+        super().__init__(num_seats, vocab_size, self.table)
+
+    def seat(self, seating: Seating) -> None:
+        self.table[seating.seat, : len(seating.token_ids)] = seating.token_ids
+        super().seat(seating)
 
 
 def seating(seat: int = 0, prompt: list[int] | None = None, output: list[int] | None = None, **params: Any) -> Seating:
@@ -21,15 +36,24 @@ def seating(seat: int = 0, prompt: list[int] | None = None, output: list[int] | 
     return Seating(seat, array("i", prompt + output), len(prompt), 0, SamplingParams(**params), seed, frozenset({7}))
 
 
-def sample(sampler: Sampler, logits: Tensor, seats: list[int], positions: list[int]) -> list[int]:
+def sample(sampler: SeatedSampler, logits: Tensor, seats: list[int], positions: list[int]) -> list[int]:
     sampled = sampler.sample(logits.clone(), np.array(seats), np.array(positions))
     tokens: list[int] = sampled.tokens_R.tolist()
+    inside = np.array(positions) <= MAX_MODEL_LEN
+    sampler.table[np.array(seats)[inside], np.array(positions)[inside]] = np.array(tokens)[inside]
     return tokens
+
+
+def adjust(sampler: SeatedSampler, logits: Tensor, seats: list[int], positions: list[int]) -> Tensor:
+    """The logits as rows on `seats` are sampled from."""
+    adjusted = logits.expand(len(seats), -1).clone()
+    sampler._adjust(adjusted, sampler._compose(np.array(seats)), np.array(positions))
+    return adjusted
 
 
 def draws(logits: Tensor, count: int, **params: Any) -> Tensor:
     """How often each token is drawn at `count` positions of one request."""
-    sampler = Sampler(1, len(logits))
+    sampler = SeatedSampler(1, len(logits))
     sampler.seat(seating(**params))
     counts = torch.zeros(len(logits), dtype=torch.int64)
     for start in range(0, count, 1000):
@@ -101,7 +125,7 @@ def test_a_wrong_distribution_is_noticed(logits: Tensor) -> None:
 
 def test_greedy_is_the_likeliest(logits: Tensor) -> None:
     """Temperature 0 takes the maximum, beside rows that are drawn."""
-    sampler = Sampler(2, VOCAB)
+    sampler = SeatedSampler(2, VOCAB)
     sampler.seat(seating(0, temperature=0.0))
     sampler.seat(seating(1))
     tokens = sample(sampler, logits.expand(6, -1), [0, 1, 0, 1, 1, 0], list(range(6)))
@@ -118,7 +142,7 @@ def test_tokens_do_not_depend_on_the_batch() -> None:
         {"temperature": 0.0},
         {"top_k": 9, "top_p": 0.5},
     ]
-    sampler = Sampler(len(kinds), VOCAB)
+    sampler = SeatedSampler(len(kinds), VOCAB)
     logits = torch.randn(len(kinds), VOCAB, generator=torch.Generator().manual_seed(0))
     for seat, kind in enumerate(kinds):
         sampler.seat(seating(seat, request_seed=seat, **kind))
@@ -143,7 +167,7 @@ def test_other_seeds_and_positions_draw_other_numbers() -> None:
 
 def test_penalties(logits: Tensor) -> None:
     """Repetition counts prompt and output, presence and frequency the output alone; other rows are untouched."""
-    sampler = Sampler(2, VOCAB)
+    sampler = SeatedSampler(2, VOCAB)
     params: dict[str, Any] = {
         "repetition_penalty": 1.5,
         "presence_penalty": 0.4,
@@ -152,8 +176,7 @@ def test_penalties(logits: Tensor) -> None:
     }
     sampler.seat(seating(0, prompt=[4, 5], output=[5, 6, 6], **params))
     sampler.seat(seating(1, temperature=0.0))
-    adjusted = logits.expand(2, -1).clone()
-    sampler._adjust(adjusted, np.array([0, 1]), np.array([9, 9]))
+    adjusted = adjust(sampler, logits, [0, 1], [5, 9])
     expected = logits.clone()
     for token in (4, 5, 6):
         expected[token] = expected[token] / 1.5 if expected[token] > 0 else expected[token] * 1.5
@@ -163,9 +186,40 @@ def test_penalties(logits: Tensor) -> None:
     assert torch.equal(adjusted[1], logits)
 
 
+def test_penalties_of_long_sequences_are_worked_out_in_portions(
+    monkeypatch: pytest.MonkeyPatch, logits: Tensor
+) -> None:
+    """However few tokens are looked up at a time, each row gets its own penalties; so do rows without outputs."""
+    sampler = SeatedSampler(4, VOCAB)
+    for seat in range(4):
+        sampler.seat(
+            seating(
+                seat,
+                prompt=list(range(seat, 20 + seat)),
+                output=[seat, 40, 40][: 3 * (seat % 2)],
+                repetition_penalty=1.2 + seat,
+                presence_penalty=0.5,
+                frequency_penalty=0.25 * seat,
+            )
+        )
+    lengths = [20, 23, 20, 23]
+    whole = adjust(sampler, logits, [0, 1, 2, 3], lengths)
+    for tokens in (1, 23, 50):
+        monkeypatch.setattr(penalties, "TOKENS_AT_ONCE", tokens)
+        torch.testing.assert_close(adjust(sampler, logits, [0, 1, 2, 3], lengths), whole, rtol=0, atol=0)
+        alone = [adjust(sampler, logits, [seat], [lengths[seat]])[0] for seat in (3, 1, 0, 2)]
+        assert torch.equal(torch.stack(alone), whole[[3, 1, 0, 2]])
+    for seat in (0, 2):  # nothing was said yet: presence and frequency change nothing
+        expected = logits.clone()
+        prompt = slice(seat, 20 + seat)
+        strength = 1.2 + seat
+        expected[prompt] = torch.where(logits[prompt] > 0, logits[prompt] / strength, logits[prompt] * strength)
+        torch.testing.assert_close(whole[seat], expected)
+
+
 def test_a_sampled_token_counts_at_once() -> None:
     """With a strong presence penalty greedy sampling never says a token twice."""
-    sampler = Sampler(1, 6)
+    sampler = SeatedSampler(1, 6)
     sampler.seat(seating(prompt=[0], temperature=0.0, presence_penalty=2.0))
     logits = torch.tensor([[0.0, 0.3, 0.6, 0.9, 1.2, 1.5]])
     assert [sample(sampler, logits, [0], [position])[0] for position in range(1, 7)] == [5, 4, 3, 2, 1, 0]
@@ -173,7 +227,7 @@ def test_a_sampled_token_counts_at_once() -> None:
 
 def test_bias_and_min_tokens(logits: Tensor) -> None:
     """A bias of 100 decides; stop tokens cannot come before `min_tokens` outputs."""
-    sampler = Sampler(2, VOCAB)
+    sampler = SeatedSampler(2, VOCAB)
     sampler.seat(seating(0, temperature=0.0, logit_bias={11: 100.0}))
     sampler.seat(seating(1, temperature=0.0, logit_bias={7: 100.0}, min_tokens=2))
     outputs = [sample(sampler, logits.expand(2, -1), [0, 1], [position] * 2) for position in (3, 4, 5)]
@@ -181,9 +235,25 @@ def test_bias_and_min_tokens(logits: Tensor) -> None:
     assert [second == 7 for _, second in outputs] == [False, False, True]
 
 
+def test_a_batch_that_changes_takes_each_rows_own_biases() -> None:
+    """Biases and forbidden tokens follow their sequences when others join, leave and change places."""
+    sampler = SeatedSampler(6, VOCAB)
+    for seat in range(6):
+        bias = {20 + seat: 50.0, 30 + seat: 40.0} if seat % 2 else {}
+        sampler.seat(seating(seat, temperature=0.0, logit_bias=bias, min_tokens=3 * (seat in (1, 2))))
+    logits = torch.zeros(VOCAB)
+    logits[7] = 45.0  # the stop token: below the biases, above all else
+    expected = {0: 7, 1: 21, 2: 0, 3: 23, 4: 7, 5: 25}
+    for seats in ([0, 1, 2], [2, 1, 0], [5, 2], [2], [0, 1, 2, 3, 4, 5], [4, 5, 3]):
+        tokens = sample(sampler, logits.expand(len(seats), -1), seats, [4] * len(seats))
+        assert tokens == [expected[seat] for seat in seats]
+    sampler.seat(seating(1, temperature=0.0))
+    assert sample(sampler, logits.expand(2, -1), [1, 2], [6, 6]) == [7, 7]
+
+
 def test_a_seat_forgets_its_last_sequence(logits: Tensor) -> None:
     """Bias, penalties and stop tokens of a finished sequence do not reach the next one on its seat."""
-    sampler = Sampler(1, VOCAB)
+    sampler = SeatedSampler(1, VOCAB)
     sampler.seat(seating(temperature=0.0, logit_bias={11: 100.0}, frequency_penalty=2.0, min_tokens=9))
     sample(sampler, logits[None], [0], [3])
     sampler.seat(seating(temperature=0.0))
@@ -192,7 +262,7 @@ def test_a_seat_forgets_its_last_sequence(logits: Tensor) -> None:
 
 def test_logprobs_are_of_the_model_and_not_of_the_sampling(logits: Tensor) -> None:
     """Log-probabilities and ranks come from the raw logits; rows that ask for none get none."""
-    sampler = Sampler(2, VOCAB)
+    sampler = SeatedSampler(2, VOCAB)
     sampler.seat(seating(0, temperature=0.0, logit_bias={11: 100.0}, logprobs=3))
     sampler.seat(seating(1, temperature=0.0))
     sampled = sampler.sample(logits.expand(2, -1).clone(), np.array([0, 1]), np.array([3, 3]))
@@ -206,12 +276,45 @@ def test_logprobs_are_of_the_model_and_not_of_the_sampling(logits: Tensor) -> No
     assert [token for token, _ in report.top] == expected.topk(3).indices.tolist()
 
 
-def test_nucleus_falls_back_to_the_whole_vocabulary() -> None:
-    """A flat distribution over more tokens than are looked at first keeps exactly `top_p` of the mass."""
-    probs = torch.full((1, 4000), 1 / 4000)
-    kept, ids = nucleus(probs, torch.tensor([0]), torch.tensor([0.5]))
-    assert kept.sum().item() == pytest.approx(0.5, abs=1e-3)
-    assert len(ids[0].unique()) == ids.shape[1] == 4000
+@pytest.mark.parametrize("top_p", [0.9, 0.5, 0.02])
+def test_a_wide_nucleus_is_drawn_from_exactly(top_p: float) -> None:
+    """More tokens than are looked at first: by rejection, and by sorting what rejection leaves (at 0.02)."""
+    vocab = 3000
+    wide = torch.randn(vocab, generator=torch.Generator().manual_seed(5)) * 0.3
+    probs = wide.softmax(-1)
+    rows = 1000
+    counts = torch.zeros(vocab, dtype=torch.int64)
+    for start in range(0, 20_000, rows):
+        dice = Dice(np.full(rows, 5, dtype=np.uint64), np.arange(start, start + rows))
+        tokens = draw_from_nucleus(
+            probs.expand(rows, -1),
+            torch.zeros(rows, dtype=torch.int64),
+            torch.full((rows,), top_p),
+            torch.zeros(rows),
+            dice,
+        )
+        counts += torch.bincount(tokens, minlength=vocab)
+    expected = reference(wide, top_p=top_p)
+    # Chi-square wants some draws in each cell: tokens are put together by rank, forty cells of equal mass.
+    order = expected.argsort(descending=True)
+    cells = (expected[order].cumsum(-1) * 40).long().clamp(max=39)
+    together = torch.zeros(2, 40, dtype=torch.float64)
+    together[0].index_add_(0, cells, counts[order].double())
+    together[1].index_add_(0, cells, expected[order])
+    assert not counts[expected == 0].any()
+    assert_distribution(together[0], together[1])
+
+
+def test_equally_likely_tokens_are_cut_by_id() -> None:
+    """A flat distribution over a large vocabulary: half of the mass is the lower half of the ids."""
+    dice = Dice(np.arange(500, dtype=np.uint64), np.arange(500))
+    size = 4000
+    tokens = draw_from_nucleus(
+        torch.full((500, size), 1 / size), torch.zeros(500, dtype=torch.int64), torch.full((500,), 0.5),
+        torch.zeros(500), dice,
+    )  # fmt: skip
+    assert tokens.max() <= size // 2
+    assert len(tokens.unique()) > 400
 
 
 def test_min_p_keeps_the_likeliest() -> None:
