@@ -65,7 +65,6 @@ def _add_generation(app: FastAPI, service: Service) -> None:
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         return await create_chat_completion(service, body, request)
 
-
     @app.post("/v1/embeddings", response_model=None, responses=_ERRORS)
     async def embeddings() -> Response:
         msg = (
