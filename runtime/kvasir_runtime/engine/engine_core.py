@@ -8,25 +8,38 @@ import time
 from collections.abc import Callable, Iterable
 
 from kvasir_runtime.config import EngineConfig
+from kvasir_runtime.contract.failures import Cause, FailureReport
 from kvasir_runtime.core.block_hash import hash_root
 from kvasir_runtime.core.kv_cache_manager import KVCacheManager
+from kvasir_runtime.core.prefix_heat import PrefixHeat
 from kvasir_runtime.core.scheduler import Scheduler, service_order
 from kvasir_runtime.core.scheduler_output import SchedulerOutput
+from kvasir_runtime.engine.adapters import EngineAdapters
 from kvasir_runtime.engine.grammar_queue import GrammarQueue, failure
 from kvasir_runtime.engine.messages import (
+    AdapterLoaded,
+    Answer,
+    Call,
     EngineOutput,
     EngineReady,
     EngineRequest,
     EngineStats,
     FinishReason,
+    FromEngine,
+    ListPrefixes,
+    LoadAdapter,
+    PrefixesListed,
+    PrefixReport,
+    SleepDone,
     StartupProgress,
     StepOutputs,
 )
 from kvasir_runtime.request import Request, make_requests
 from kvasir_runtime.structured.grammar import GrammarBackend
 from kvasir_runtime.worker.host import cpu_count
-from kvasir_runtime.worker.loader import load_engine
+from kvasir_runtime.worker.loader import LoadedEngine, load_engine
 from kvasir_runtime.worker.model_runner import StepResult
+from kvasir_runtime.worker.sleep import Sleeper
 
 CHECK_INTERVAL_S = 10.0
 """An idle engine checks its books at most so often."""
@@ -41,13 +54,18 @@ class EngineCore:
         self.ready: EngineReady = loaded.ready
         self._config = config
         self._runner = loaded.runner
-        self._eos_token_ids = loaded.eos_token_ids
-        kv = KVCacheManager(loaded.ready.num_blocks, loaded.ready.block_size, config.cache.eviction_policy)
-        self._scheduler = Scheduler(config.scheduler, kv)
+        self._eos_token_ids = loaded.resolved.eos_token_ids
+        heat = PrefixHeat(loaded.ready.block_size) if config.cache.prefix_caching else None
+        kv = KVCacheManager(loaded.ready.num_blocks, loaded.ready.block_size, config.cache.eviction_policy, heat)
+        self._sleeper = Sleeper(loaded.runner, config, loaded.ready.model_digest)
+        self._pins: dict[str, float] = {}
+        self._adapters = self._make_adapters(loaded)
+        self._scheduler = Scheduler(config.scheduler, kv, None if self._adapters is None else self._adapters.slots)
+        self._blocked = False
         self._seeds = random.Random(config.seed)  # noqa: S311 - picks tokens, guards nothing
         self._grammars = GrammarQueue(self._grammar_backend().compile)
         self._num_requests = self._steps = 0
-        self._prompt_tokens = self._generation_tokens = 0
+        self._prompt_tokens = self._generation_tokens = self._warmup_tokens = 0
         self._last_check = 0.0
 
     def add_request(self, request: EngineRequest) -> None:
@@ -56,12 +74,20 @@ class EngineCore:
         self._num_requests += 1
         group = make_requests(
             request,
-            sort_key=service_order(self._config.scheduler, request.arrival_time, request.priority, self._num_requests),
+            sort_key=service_order(
+                self._config.scheduler,
+                request.arrival_time,
+                request.priority,
+                self._num_requests,
+                background=request.background,
+            ),
             seed=self._seeds.getrandbits(64),
             max_model_len=self.ready.max_model_len,
             eos_token_ids=self._eos_token_ids,
             hash_root=self._hash_root(request),
         )
+        if request.background:
+            self._pins[request.request_id] = request.pin_s
         if request.sampling.constraint is None:
             self._scheduler.add(group)
         else:
@@ -72,6 +98,46 @@ class EngineCore:
         for request_id in request_ids:
             self._scheduler.abort(request_id)
             self._grammars.abort(request_id)
+            self._pins.pop(request_id, None)
+
+    def call(self, call: Call) -> Answer:
+        """Answer a question, or change what is in memory; raises KvasirError when the weights cannot be had back."""
+        if isinstance(call, ListPrefixes):
+            return PrefixesListed(call.call_id, self._hot_prefixes(call))
+        if self.has_work():
+            return SleepDone(call.call_id, self._sleeper.level, error="requests still run")
+        self._scheduler.kv.pool.forget_cached()
+        change = self._sleeper.set_level(call.level)
+        return SleepDone(call.call_id, call.level, change.freed_bytes, change.resident_bytes, change.seconds)
+
+    def load_adapter(self, message: LoadAdapter) -> AdapterLoaded | None:
+        """Register an adapter. The answer comes at once when it is known, else from `poll` when it was read."""
+        if self._adapters is None:
+            report = FailureReport(Cause.ADAPTER_INVALID, "adapters are off", "start with --enable-lora")
+            return AdapterLoaded(message.digest, 0, report.to_json())
+        return self._adapters.load(message)
+
+    def unload_adapter(self, digest: str) -> None:
+        """Take no more requests for an adapter; it is gone with its last one. Harmless for what is not there."""
+        if self._adapters is not None:
+            self._adapters.unload(digest)
+
+    def poll(self) -> list[FromEngine]:
+        """Go on with reading adapters; call it between steps. Returns what the front end must know."""
+        if self._adapters is None:
+            return []
+        messages: list[FromEngine] = list(self._adapters.poll())
+        for message in messages:
+            if isinstance(message, AdapterLoaded) and message.report:
+                self._blocked = False
+                if ended := self._end_requests_of(message):
+                    messages.append(StepOutputs(ended, self.stats()))
+        return messages
+
+    def is_waiting(self) -> bool:
+        """Whether nothing can run before an adapter was read (or, without work, one is being read)."""
+        reading = self._adapters is not None and self._adapters.is_reading
+        return reading and (self._blocked or not self.has_work())
 
     def has_work(self) -> bool:
         return self._scheduler.has_work() or bool(self._grammars)
@@ -81,6 +147,7 @@ class EngineCore:
         refused = self._take_compiled()
         now = time.monotonic()
         plan = self._scheduler.schedule(now)
+        self._blocked = not plan.seats
         if not plan.seats:
             self._check_when_idle(now)
             return StepOutputs(refused, self.stats())
@@ -89,8 +156,11 @@ class EngineCore:
         self._keep_prompt_logprobs(result)
         self._steps += 1
         self._prompt_tokens += self._count_prompt_tokens(plan)
-        self._generation_tokens += len(result.token_ids)
+        if not self._scheduler.users_present:
+            self._warmup_tokens += self._count_warmup_tokens(plan)
         advanced = self._scheduler.update(plan, result.token_ids)
+        self._generation_tokens += sum(not request.background for request in advanced)
+        self._pin_finished(advanced, now)
         logprobs = result.logprobs or [None] * len(advanced)
         outputs = [
             EngineOutput(
@@ -112,17 +182,19 @@ class EngineCore:
     def stats(self) -> EngineStats:
         scheduler, pool = self._scheduler, self._scheduler.kv.pool
         return EngineStats(
-            running=len(scheduler.running),
+            running=scheduler.num_running,
             waiting=scheduler.num_waiting + self._grammars.num_waiting,
             queued_tokens=scheduler.queued_tokens,
             blocks_total=pool.num_usable,
             blocks_active=pool.num_active,
             blocks_cached=pool.num_cached_free,
+            blocks_pinned=pool.num_pinned,
             prefix_query_tokens=scheduler.kv.query_tokens,
             prefix_hit_tokens=scheduler.kv.hit_tokens,
             preemptions=scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            warmup_tokens=self._warmup_tokens,
             steps=self._steps,
             cache_value=scheduler.kv.value(time.monotonic()),
         )
@@ -132,6 +204,11 @@ class EngineCore:
         self._scheduler.check_integrity()
 
     def _check(self, request: EngineRequest) -> None:
+        if self._sleeper.level:
+            raise ValueError("the engine sleeps")
+        if not self._scheduler.adapters.accepts(request.adapter_digest):
+            msg = f"adapter {request.adapter!r} with digest {request.adapter_digest!r} is not loaded"
+            raise ValueError(msg)
         vocab = self.ready.vocab_size
         bad = next((token for token in request.prompt_token_ids if not 0 <= token < vocab), None)
         if bad is not None:
@@ -148,6 +225,21 @@ class EngineCore:
         if self._scheduler.knows(request.request_id) or request.request_id in self._grammars:
             msg = f"request_id {request.request_id!r} is in use"
             raise ValueError(msg)
+
+    def _make_adapters(self, loaded: LoadedEngine) -> EngineAdapters | None:
+        if self._config.adapters is None or loaded.runner.lora is None:
+            return None
+        resolved = loaded.resolved
+        return EngineAdapters(self._config.adapters, loaded.runner.lora, resolved.shape, resolved.dtype)
+
+    def _end_requests_of(self, failed: AdapterLoaded) -> list[EngineOutput]:
+        """End those that wait for an adapter that can no longer be read."""
+        report = FailureReport.from_json(failed.report)
+        reason = "the adapter cannot be read" if report is None else report.message
+        lost = [request for request in self._scheduler.unfinished() if request.adapter_digest == failed.digest]
+        for request in lost:
+            self._scheduler.finish(request, FinishReason.ERROR)
+        return [EngineOutput(one.request_id, [], one.index, FinishReason.ERROR, error=reason) for one in lost]
 
     def _grammar_backend(self) -> GrammarBackend:
         threads = self._config.num_threads or cpu_count()
@@ -181,9 +273,38 @@ class EngineCore:
         count = 0
         for seating in plan.seatings:
             request = self._scheduler.seated[seating.seat]
-            if request is not None and request.num_output_tokens == 0:
+            if request is not None and request.num_output_tokens == 0 and not request.background:
                 count += request.num_prompt_tokens
         return count
+
+    def _pin_finished(self, advanced: Iterable[Request], now: float) -> None:
+        for request in advanced:
+            pin_s = self._pins.pop(request.request_id, 0.0)
+            if pin_s > 0:
+                self._scheduler.kv.pin(request, now + pin_s)
+
+    def _count_warmup_tokens(self, plan: SchedulerOutput) -> int:
+        rows = (
+            (self._scheduler.seated[seat], count) for seat, count in zip(plan.seats, plan.num_new_tokens, strict=True)
+        )
+        return sum(count for request, count in rows if request is not None and request.background)
+
+    def _hot_prefixes(self, call: ListPrefixes) -> list[PrefixReport]:
+        kv = self._scheduler.kv
+        if kv.heat is None:
+            return []
+        found = kv.heat.hottest(call.count, call.max_tokens, time.monotonic(), salted=call.salted)
+        return [
+            PrefixReport(
+                token_ids=list(prefix.token_ids),
+                hits=round(prefix.hits, 3),
+                cached_tokens=kv.block_size * kv.count_cached(prefix.block_hashes),
+                adapter=prefix.origin.adapter,
+                adapter_digest=prefix.origin.adapter_digest,
+                cache_salt=prefix.origin.cache_salt,
+            )
+            for prefix in found
+        ]
 
     def _keep_prompt_logprobs(self, result: StepResult) -> None:
         for seat, scored in result.prompt_logprobs.items():

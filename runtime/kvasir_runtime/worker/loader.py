@@ -11,15 +11,19 @@ import torch
 from kvasir_runtime.attention.backend import AttentionBackend
 from kvasir_runtime.attention.cpu_backend import CpuBackend, supports
 from kvasir_runtime.attention.reference import ReferenceBackend
-from kvasir_runtime.config import EngineConfig
+from kvasir_runtime.config import AdapterConfig, EngineConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
-from kvasir_runtime.contract.memory import MemoryPlan, MemoryQuestion, ModelShape, plan_memory
+from kvasir_runtime.contract.memory import MemoryPlan, MemoryQuestion, ModelShape, plan_memory, resident_adapters
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import EngineReady, StartupProgress
 from kvasir_runtime.kernels.cpu.library import load_library
 from kvasir_runtime.kernels.cpu.ops import CpuOps
 from kvasir_runtime.layers.linear import LoadContext
 from kvasir_runtime.layers.ops import Ops, TorchOps
+from kvasir_runtime.lora.image import STORED_TYPES
+from kvasir_runtime.lora.kernels import CpuLora, TorchLora
+from kvasir_runtime.lora.runtime import LoraRuntime
+from kvasir_runtime.lora.targets import projections
 from kvasir_runtime.models.checkpoint import Checkpoint
 from kvasir_runtime.models.config import DecoderConfig, HFConfig, eos_token_ids
 from kvasir_runtime.models.decoder import DecoderModel
@@ -40,13 +44,6 @@ Progress = Callable[[StartupProgress], None]
 
 
 @dataclass(frozen=True)
-class LoadedEngine:
-    runner: ModelRunner
-    ready: EngineReady
-    eos_token_ids: frozenset[int]
-
-
-@dataclass(frozen=True)
 class Resolved:
     """Settings with nothing automatic left."""
 
@@ -60,6 +57,13 @@ class Resolved:
     max_model_len: int
 
 
+@dataclass(frozen=True)
+class LoadedEngine:
+    runner: ModelRunner
+    ready: EngineReady
+    resolved: Resolved
+
+
 def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
     """Raises KvasirError with the cause when the model cannot be served as asked."""
     phases = _Phases(on_progress)
@@ -68,9 +72,10 @@ def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
         torch.set_num_threads(config.num_threads or cpu_count())
         plan = plan_memory(memory_question(config, resolved))
     with phases.phase("weights"):
-        model, digest = _load_model(config, resolved, phases.report)
+        lora = make_lora(config, resolved)
+        model, digest = _load_model(config, resolved, lora, phases.report)
     with phases.phase("kv_cache"):
-        runner = _make_runner(config, resolved, plan, model)
+        runner = _make_runner(config, resolved, plan, model, lora)
     keep_freed_memory()  # from here on: what loading frees goes back to the system
     with phases.phase("kernels"):
         _warm_up(runner, config)
@@ -85,7 +90,7 @@ def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
         dtype=resolved.dtype,
         startup_seconds=phases.seconds,
     )
-    return LoadedEngine(runner, ready, resolved.eos_token_ids)
+    return LoadedEngine(runner, ready, resolved)
 
 
 def resolve(config: EngineConfig) -> Resolved:
@@ -125,7 +130,7 @@ def resolve(config: EngineConfig) -> Resolved:
 
 def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
     """What the memory plan is asked for on this machine."""
-    host = memory_limit()
+    host, adapters = memory_limit(), config.adapters or AdapterConfig()
     return MemoryQuestion(
         shape=resolved.shape,
         dtype=resolved.dtype,
@@ -140,6 +145,12 @@ def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
         utilization=config.cache.utilization,
         kv_cache_memory=config.cache.memory,
         tensor_parallel=config.tensor_parallel_size,
+        num_adapters=resident_adapters(
+            enabled=config.adapters is not None,
+            max_loras=adapters.max_loras,
+            max_cpu_loras=adapters.max_cpu_loras,
+        ),
+        max_lora_rank=adapters.max_rank,
     )
 
 
@@ -172,11 +183,31 @@ def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
     return config.max_model_len
 
 
+def load_model(config: EngineConfig, lora: LoraRuntime | None) -> tuple[DecoderModel, str]:
+    """The model once more, with its weights' digest: for an engine that gave its own back. Its adapters stay."""
+    return _load_model(config, resolve(config), lora, lambda _done, _message: None)
+
+
+def make_lora(config: EngineConfig, resolved: Resolved) -> LoraRuntime | None:
+    """What the model's layers ask for adapters; None when they are off."""
+    if config.adapters is None:
+        return None
+    if resolved.dtype not in STORED_TYPES:
+        raise KvasirError(
+            Cause.INVALID_ARGUMENTS,
+            f"adapters need dtype {' or '.join(STORED_TYPES)}, got {resolved.dtype}",
+            "set dtype to bfloat16",
+        )
+    library = load_library()
+    kernel = TorchLora() if library is None else CpuLora(library)
+    return LoraRuntime(config.adapters.max_loras, kernel, frozenset(projections(resolved.shape)))
+
+
 def _load_model(
-    config: EngineConfig, resolved: Resolved, report: Callable[[float, str], None]
+    config: EngineConfig, resolved: Resolved, lora: LoraRuntime | None, report: Callable[[float, str], None]
 ) -> tuple[DecoderModel, str]:
     checkpoint = Checkpoint(config.model, lambda done: report(done, ""))
-    load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved), choose_ops())
+    load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved), choose_ops(), lora)
     backend = choose_backend(resolved)
     model = resolved.family.model(resolved.decoder, load, backend, resolved.max_model_len)
     digest = checkpoint.digest()
@@ -218,7 +249,9 @@ def choose_ops() -> Ops:
     return TorchOps() if library is None else CpuOps(library)
 
 
-def _make_runner(config: EngineConfig, resolved: Resolved, plan: MemoryPlan, model: DecoderModel) -> ModelRunner:
+def _make_runner(
+    config: EngineConfig, resolved: Resolved, plan: MemoryPlan, model: DecoderModel, lora: LoraRuntime | None
+) -> ModelRunner:
     decoder = resolved.decoder
     kv_cache = KVCache(
         num_layers=decoder.num_layers,
@@ -234,6 +267,7 @@ def _make_runner(config: EngineConfig, resolved: Resolved, plan: MemoryPlan, mod
         num_seats=min(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens),
         max_model_len=resolved.max_model_len,
         block_size=config.cache.block_size,
+        lora=lora,
     )
 
 

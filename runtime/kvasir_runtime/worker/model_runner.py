@@ -8,6 +8,7 @@ from torch import Tensor
 from kvasir_runtime.contract.memory import SAMPLED_AT_ONCE
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import TokenLogprobs
+from kvasir_runtime.lora.runtime import LoraRuntime
 from kvasir_runtime.models.decoder import DecoderModel
 from kvasir_runtime.worker.input_batch import InputBatch, StepInputs
 from kvasir_runtime.worker.kv_cache import KVCache
@@ -32,13 +33,34 @@ class ModelRunner:
     """Owns the model, the KV cache and the tables of the seats."""
 
     def __init__(
-        self, model: DecoderModel, kv_cache: KVCache, *, num_seats: int, max_model_len: int, block_size: int
+        self,
+        model: DecoderModel,
+        kv_cache: KVCache,
+        *,
+        num_seats: int,
+        max_model_len: int,
+        block_size: int,
+        lora: LoraRuntime | None = None,
     ) -> None:
-        self.model = model
+        self.lora = lora
+        self._model: DecoderModel | None = model
         self.kv_cache = kv_cache
         self.batch = InputBatch(num_seats, max_model_len, block_size)
         self.sampler = Sampler(num_seats, model.config.vocab_size, self.batch.token_ids)
         self._prompts: dict[int, Seating] = {}  # seats whose prompt's log-probabilities are wanted
+
+    @property
+    def model(self) -> DecoderModel:
+        assert self._model is not None, "the weights were given back"
+        return self._model
+
+    @property
+    def has_model(self) -> bool:
+        return self._model is not None
+
+    def replace_model(self, model: DecoderModel | None) -> None:
+        """Take other weights, or none. Only while nothing runs."""
+        self._model = model
 
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> StepResult:
@@ -47,6 +69,10 @@ class ModelRunner:
         for seating in output.seatings:
             self._seat(seating)
         inputs = self.batch.prepare(output)
+        if self.lora is not None:
+            for slot, digest in output.activations:
+                self.lora.activate(slot, digest)
+            self.lora.prepare(inputs.adapter_slots_T)
         hidden_TD = self.model(inputs.input_ids_T, self.kv_cache.layers, inputs.attention)
         prompt_logprobs = self._prompt_logprobs(output, hidden_TD) if self._prompts else {}
         if len(inputs.sample_seats_R) == 0:
