@@ -21,6 +21,7 @@ from kvasir_operator.planning.actions import (
     Action,
     ApplySecret,
     ApplyService,
+    CreateInspection,
     CreatePod,
     DeletePod,
     Drain,
@@ -29,6 +30,8 @@ from kvasir_operator.planning.actions import (
 )
 from kvasir_operator.planning.state import Snapshot
 from kvasir_operator.resources import names
+from kvasir_operator.resources.inspection import build_inspection_pod
+from kvasir_operator.resources.placement import place_on
 from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.secret import build_admin_secret
 from kvasir_operator.resources.service import build_service
@@ -103,6 +106,8 @@ class Executor:
                 await self._apply_service(meta)
             case CreatePod():
                 await self._create_pod(snapshot, action)
+            case CreateInspection():
+                await self._create_inspection(snapshot, action)
             case SetGates():
                 await self._set_gates(meta, action)
             case Drain():
@@ -149,12 +154,23 @@ class Executor:
         manifest = build_pod(meta, template, action.pod, self._settings)
         if action.attempt:
             manifest["metadata"].setdefault("annotations", {})[names.ATTEMPT_ANNOTATION] = str(action.attempt)
+        if action.products:
+            place_on(manifest, action.products)
+        await self._create(meta, manifest)
+
+    async def _create_inspection(self, snapshot: Snapshot, action: CreateInspection) -> None:
+        assert snapshot.template is not None, "no model is looked at for a spec that cannot be read"
+        manifest = build_inspection_pod(snapshot.meta, snapshot.template, action.source, self._settings)
+        await self._create(snapshot.meta, manifest)
+
+    async def _create(self, meta: ObjectMeta, manifest: dict[str, Any]) -> None:
+        """Make a pod, or take the one that is there if it is ours: an earlier attempt made it."""
         try:
             made = await self._cluster.create(PODS, meta.namespace, manifest)
         except ApiError as error:
             if not error.already_exists:
                 raise
-            made = await self._cluster.get(PODS, meta.namespace, action.pod)
+            made = await self._cluster.get(PODS, meta.namespace, manifest["metadata"]["name"])
             refuse_foreign(made, meta)
         self._store.put(PODS, made)
 

@@ -42,6 +42,8 @@ class Store:
         self._by_service: dict[ServiceKey, dict[Kind, set[str]]] = defaultdict(lambda: defaultdict(set))
         self._deleted: dict[str, int] = {}
         self._changes: dict[ServiceKey, int] = defaultdict(int)
+        self.version = 0
+        """Rises with every change of any object."""
 
     def put(self, kind: Kind, manifest: Manifest) -> ServiceKey | None:
         """Keep this version of an object; returns its service if that is news, else None."""
@@ -58,6 +60,7 @@ class Store:
         self._objects[kind][uid] = _trim(kind, manifest)
         self._by_service[key][kind].add(uid)
         self._changes[key] += 1
+        self.version += 1
         return key
 
     def _namesakes(self, key: ServiceKey, kind: Kind, manifest: Manifest) -> list[Manifest]:
@@ -79,6 +82,7 @@ class Store:
         if key is not None:
             self._by_service[key][kind].discard(uid)
             self._changes[key] += 1
+            self.version += 1
             if not any(self._by_service[key].values()):
                 del self._by_service[key], self._changes[key]
         return key

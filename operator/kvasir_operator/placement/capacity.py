@@ -16,7 +16,7 @@ from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
 from kvasir_operator.resources.quantities import container_resources
 from kvasir_operator.settings import Settings
 from kvasir_runtime.contract.engine_args import EngineArgs
-from kvasir_runtime.contract.failures import KvasirError
+from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.contract.memory import (
     DTYPE_BYTES,
     MemoryPlan,
@@ -59,13 +59,19 @@ class Misfit:
     """Why it does not fit, and the nearest settings that would, each by itself. `problem` holds the numbers."""
 
     question: MemoryQuestion
+    cause: Cause
     problem: str
     ways: tuple[str, ...]
 
     @property
     def message(self) -> str:
         """For conditions and refusals: the numbers, then the ways out, the least change of the model first."""
-        return f"{self.problem}; what would fit: {' or '.join(self.ways)}" if self.ways else self.problem
+        return f"{self.problem}; {self.remedy}" if self.ways else self.problem
+
+    @property
+    def remedy(self) -> str:
+        """The ways out; empty where no single change would do."""
+        return f"what would fit: {' or '.join(self.ways)}" if self.ways else ""
 
 
 def plan_capacity(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> Fit | Misfit:
@@ -77,8 +83,8 @@ def plan_capacity(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> 
     try:
         return Fit(question, plan_memory(question))
     except KvasirError as error:
-        problem = error.report.message
-    return Misfit(question, problem, tuple(_ways(question, on_cpu=question.device == "cpu")))
+        report = error.report
+    return Misfit(question, report.cause, report.message, tuple(_ways(question, on_cpu=question.device == "cpu")))
 
 
 def memory_question(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> MemoryQuestion:

@@ -1,8 +1,9 @@
 """Who waits for devices, in which order, and who has them.
 
-The order is that of the scheduler's queue: pods of a higher priority first, then those that have waited longer. It is
-no promise: the scheduler holds no devices back for those who need more of them, and lets pods that it tried in vain
-wait longer from time to time, so that a later one may be served first.
+Services of a higher `spec.priority` come first, then the order is that of the scheduler's queue: pods of a higher
+priority class, then those that have waited longer. Among equals it is no promise: the scheduler holds no devices back
+for those who need more of them, and lets pods that it tried in vain wait longer from time to time, so that a later one
+may be served first.
 """
 
 from collections.abc import Iterable
@@ -18,17 +19,21 @@ SHOWN_NAMES: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Waiter:
-    """A service with a pod that no node has room for: the one of its pods that comes first."""
+    """A service with a pod that no node has room for: the one of its pods that comes first.
+
+    `priority` is the service's, `pod_priority` that of the pod's class.
+    """
 
     service: str
     demand: DeviceDemand
     priority: int
     since: datetime
+    pod_priority: int = 0
 
     @property
-    def rank(self) -> tuple[int, datetime, str]:
-        """Sorts as the scheduler's queue does."""
-        return (-self.priority, self.since, self.service)
+    def rank(self) -> tuple[int, int, datetime, str]:
+        """Sorts in the order in which they are served."""
+        return (-self.priority, -self.pod_priority, self.since, self.service)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Final
 
 from kvasir_operator.api.conditions import ConditionType, Reason
 from kvasir_operator.api.field_errors import FieldError
+from kvasir_operator.placement.capacity import Misfit
 from kvasir_operator.planning.state import Container, Pod, PodPhase, Refusal, Termination
 from kvasir_operator.resources.engine import in_words_of_the_spec
 from kvasir_runtime.contract.failures import FailureReport
@@ -83,7 +84,9 @@ TABLE: Final[Mapping[Reason, Row]] = {
     Reason.INTERNAL_ERROR: Row(None, "See the logs of the pod and of the operator; this should be reported."),
     Reason.CRASH_LOOP: Row(None, "See the log of the pod's last process (kubectl logs --previous)."),
     Reason.EVICTED: Row(None, "Give the node more of what it ran short of, or raise spec.resources.requests."),
-    Reason.NODE_LOST: Row(None, "Check the node; a replacement is made elsewhere."),
+    Reason.NODE_LOST: Row(
+        None, "Check the node; Kubernetes gives its pods up after some minutes, then they are replaced elsewhere."
+    ),
     Reason.POD_REFUSED: Row(None, "Change what the message names: a quota, a policy, or a limit of the node."),
 }
 
@@ -97,7 +100,7 @@ def failure_of(pod: Pod) -> Failure | None:
 
 def failure_of_refusal(refusal: Refusal) -> Failure:
     """A write that the API server refused, as a failure of the service."""
-    cause = Reason.POD_REFUSED if refusal.action == "CreatePod" else Reason.INTERNAL_ERROR
+    cause = Reason.POD_REFUSED if refusal.action in ("CreatePod", "CreateInspection") else Reason.INTERNAL_ERROR
     message = _cut(f"{refusal.action} failed: {refusal.message}")
     return Failure(refusal.pod, cause, message, TABLE[cause].remedy, refusal.since)
 
@@ -106,6 +109,13 @@ def failure_of_source(errors: Iterable[FieldError]) -> Failure:
     """A source that the operator's settings do not allow."""
     cause = Reason.SOURCE_NOT_ALLOWED
     return Failure("", cause, _cut("; ".join(map(str, errors))), TABLE[cause].remedy)
+
+
+def failure_of_misfit(misfit: Misfit) -> Failure:
+    """A model that fits on nothing that is there."""
+    cause = Reason(misfit.cause.value)
+    problem, remedy = in_words_of_the_spec(misfit.problem), misfit.remedy
+    return Failure("", cause, _cut(problem), f"{remedy[:1].upper()}{remedy[1:]}." if remedy else TABLE[cause].remedy)
 
 
 def worst(failures: Iterable[Failure]) -> Failure | None:
@@ -240,13 +250,15 @@ def _cause_of_warning(reason: str, message: str) -> Reason | None:
 
 
 def _node_silent(pod: Pod) -> Failure | None:
-    ready = pod.condition("Ready")
-    lost = ready.reason in ("NodeStatusUnknown", "NodeLost") or pod.phase is PodPhase.UNKNOWN
-    return _failure(pod, Reason.NODE_LOST, f"node {pod.node} does not report", time=ready.since) if lost else None
+    """What else is known of the pod was true when its node was last heard of."""
+    if pod.silent_since is None and pod.phase is not PodPhase.UNKNOWN:
+        return None
+    return _failure(pod, Reason.NODE_LOST, f"node {pod.node} does not report", time=pod.silent_since)
 
 
 CHECKS: Final[tuple[Callable[[Pod], Failure | None], ...]] = (
     _ended_by_node,
+    _node_silent,
     _unschedulable,
     _waiting,
     _reported,
@@ -254,7 +266,6 @@ CHECKS: Final[tuple[Callable[[Pod], Failure | None], ...]] = (
     _probes,
     _crashed,
     _volumes,
-    _node_silent,
 )
 
 

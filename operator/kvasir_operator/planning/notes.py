@@ -40,6 +40,8 @@ def _left(action: Action) -> Note | None:
             return Note("Draining", f"{action.pod} leaves the endpoints: {_LEAVING[action.why]}")
         case Undrain():
             return Note("DrainCancelled", f"{action.pod} is needed again")
+        case DeletePod(why=Why.INSPECTED):
+            return None
         case DeletePod(why=Why.DRAIN_DEADLINE):
             return Note("DrainDeadline", f"deleted {action.pod}, whose requests outlasted drain.timeout", warning=True)
         case DeletePod():
@@ -50,6 +52,9 @@ def _left(action: Action) -> Note | None:
 
 _LEAVING: Final = {
     Why.SCALE_DOWN: "fewer replicas are wanted",
+    Why.PREEMPTED: "a service of a higher priority needs its devices",
+    Why.HELD_BACK: "a service of a higher priority is served first",
+    Why.MISPLACED: "another product has room for it",
     Why.ROLLOUT: "a newer revision takes its place",
     Why.REPLACE: "it had ended",
     Why.DRAINED: "all its requests are finished",

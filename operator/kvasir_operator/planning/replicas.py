@@ -17,6 +17,7 @@ class Newcomer:
     why: Why
     attempt: int = 0
     replaces: str = ""
+    products: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,11 @@ from kvasir_operator.api.v1alpha1 import (
     RevisionStatus,
     Summary,
 )
+from kvasir_operator.api.status import InspectionStatus
+from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
 from kvasir_operator.planning.failures import Failure
+from kvasir_operator.planning.inspecting import inspected
 from kvasir_operator.planning.state import Pod, Snapshot, Stage
 from kvasir_operator.planning.verdicts import STICKY, VERDICTS
 from kvasir_operator.resources import names
@@ -40,6 +43,7 @@ def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
             "update_revision": snapshot.revision or before.update_revision,
             "revisions": _revisions(facts),
             "capacity": _capacity(facts),
+            "inspection": _inspection(facts, now),
             "last_failure": _last_failure(facts.failure, before.last_failure, now),
         }
     )
@@ -109,7 +113,10 @@ def _revisions(facts: Facts) -> list[RevisionStatus]:
 
 
 def _capacity(facts: Facts) -> CapacityStatus | None:
-    """What an engine measured; as before while none says anything."""
+    """What an engine measured, else what was planned; as before while nobody says anything."""
+    planned = facts.snapshot.outlook.assessment.planned
+    if isinstance(planned, Fit) and (facts.measured is None or _is_new(facts)):
+        return planned.to_status()
     if facts.measured is None or facts.measured.capacity is None:
         return facts.snapshot.status.capacity
     got = facts.measured.capacity
@@ -120,6 +127,21 @@ def _capacity(facts: Facts) -> CapacityStatus | None:
         max_concurrent_sequences=got.max_concurrent_sequences,
         source="measured",
     )
+
+
+def _is_new(facts: Facts) -> bool:
+    """Whether no replica of the newest revision has loaded its model: what others measured is of another model."""
+    return bool(facts.snapshot.revision) and facts.measured not in [pod.runtime for pod in facts.updated]
+
+
+def _inspection(facts: Facts, now: datetime) -> InspectionStatus | None:
+    """What is known of the source that the spec names."""
+    snapshot = facts.snapshot
+    before = snapshot.status.inspection
+    if not snapshot.inspection.key:
+        return before
+    found = inspected(snapshot, now) or before
+    return found if found is not None and found.source == snapshot.inspection.key else None
 
 
 def _last_failure(failure: Failure | None, before: LastFailure | None, now: datetime) -> LastFailure | None:

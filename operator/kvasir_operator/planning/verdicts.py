@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from kvasir_operator.api.conditions import ConditionStatus, ConditionType, Reason
+from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
 from kvasir_operator.planning.failures import TABLE
 from kvasir_operator.planning.state import Pod, Stage
@@ -77,25 +78,52 @@ def model_available(facts: Facts) -> Verdict | None:
     return None
 
 
-# | an engine ran out of memory | an engine measured its capacity | CapacityFits | reason    |
-# |-----------------------------|---------------------------------|--------------|-----------|
-# | yes                         | any                             | False        | its cause |
-# | no                          | yes                             | True         | Fits      |
-# | no                          | no                              | left out     |           |
+# | an engine ran out of memory | an engine measured its capacity | planned | the model is looked at | CapacityFits | reason           |
+# |-----------------------------|---------------------------------|---------|------------------------|--------------|------------------|
+# | yes                         | any                             | any     | any                    | False        | its cause        |
+# | no                          | yes                             | any     | any                    | True         | Fits             |
+# | no                          | no                              | misfit  | any                    | False        | its cause        |
+# | no                          | no                              | fits    | any                    | True         | Fits             |
+# | no                          | no                              | no      | in vain                | Unknown      | InspectionFailed |
+# | no                          | no                              | no      | now                    | Unknown      | Inspecting       |
+# | no                          | no                              | no      | no                     | left out     |                  |
 def capacity_fits(facts: Facts) -> Verdict | None:
     """CapacityFits: weights, KV cache and the rest fit into what a replica has."""
     failed = _failed_by(facts, ConditionType.CAPACITY_FITS)
-    if failed is not None or facts.measured is None or facts.measured.capacity is None:
+    if failed is not None:
         return failed
-    got = facts.measured.capacity
-    text = f"weights {format_bytes(got.weights_bytes)}, KV cache for {got.kv_tokens} tokens"
-    return Verdict("True", Reason.FITS, text)
+    if facts.measured is not None and facts.measured.capacity is not None:
+        got = facts.measured.capacity
+        text = f"weights {format_bytes(got.weights_bytes)}, KV cache for {got.kv_tokens} tokens"
+        return Verdict("True", Reason.FITS, text)
+    return _as_planned(facts) or _looked_at(facts)
+
+
+def _as_planned(facts: Facts) -> Verdict | None:
+    planned = facts.snapshot.outlook.assessment.planned
+    if isinstance(planned, Fit):
+        plan, rooms = planned.plan, facts.snapshot.outlook.rooms
+        where = f" on {rooms[0].product}" if rooms else ""
+        text = f"planned{where}: weights {format_bytes(plan.weights_bytes)}, KV cache for {plan.kv_tokens} tokens"
+        return Verdict("True", Reason.FITS, text)
+    return None
+
+
+def _looked_at(facts: Facts) -> Verdict | None:
+    known = facts.snapshot.status.inspection
+    if facts.snapshot.inspection.key and known is not None and known.source == facts.snapshot.inspection.key:
+        doubt = known.message or (known.report.doubt if known.report is not None else "")
+        return Verdict("Unknown", Reason.INSPECTION_FAILED, doubt) if doubt else None
+    if facts.snapshot.inspection.pods and not facts.updated:
+        return Verdict("Unknown", Reason.INSPECTING, "the model's config.json is being read")
+    return None
 
 
 # | accelerator asked for | failure of devices | all pods have a node | AcceleratorAvailable | reason    |
 # |-----------------------|--------------------|----------------------|----------------------|-----------|
 # | no                    | any                | any                  | left out             |           |
 # | yes                   | yes                | any                  | False                | its cause |
+# | yes                   | no                 | some wait for others | False                | WaitingForGPU |
 # | yes                   | no                 | yes, at least one    | True                 | Allocated |
 # | yes                   | no                 | no                   | left out             |           |
 def accelerator_available(facts: Facts) -> Verdict | None:
@@ -108,6 +136,8 @@ def accelerator_available(facts: Facts) -> Verdict | None:
     standing = facts.snapshot.standing
     if failed is not None and standing is not None and failed.reason is not Reason.ACCELERATOR_ERROR:
         return replace(failed, message=f"{standing.message}. {failed.message}")
+    if failed is None and standing is not None and facts.snapshot.outlook.kept_for:
+        return Verdict("False", Reason.WAITING_FOR_GPU, standing.message)
     if failed is None and facts.staying and all(pod.node for pod in facts.staying):
         return Verdict("True", Reason.ALLOCATED, f"{len(facts.staying)} replicas have their {resource}")
     return failed

@@ -1,6 +1,7 @@
 """Which nodes a pod may go to: what the accelerator demands, added to what the service says itself."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final
 
 from kvasir_operator.api.v1alpha1 import AcceleratorSpec, Affinity, Toleration
@@ -19,8 +20,11 @@ def affinity(given: Affinity | None, accelerator: AcceleratorSpec | None) -> Man
     """
     demands = device_demands(accelerator)
     own = given.to_manifest() if given is not None else {}
-    if not demands:
-        return own or None
+    return _narrowed(own, demands) if demands else own or None
+
+
+def _narrowed(own: Manifest, demands: list[Manifest]) -> Manifest:
+    """An affinity with demands on nodes added to every term."""
     node = own.get("nodeAffinity") or {}
     terms = (node.get(_REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
     narrowed = [{**term, "matchExpressions": [*term.get("matchExpressions", []), *demands]} for term in terms]
@@ -40,6 +44,14 @@ def device_demands(accelerator: AcceleratorSpec | None) -> list[Manifest]:
         least = math.ceil(accelerator.min_memory.bytes / _MEBIBYTE)
         demands.append({"key": names.GPU_MEMORY_LABEL, "operator": "Gt", "values": [str(least - 1)]})
     return demands
+
+
+def place_on(pod: Manifest, products: Sequence[str]) -> None:
+    """Narrow a pod's manifest, in place, to nodes with one of these products, and note that on it."""
+    demand = {"key": names.GPU_PRODUCT_LABEL, "operator": "In", "values": list(products)}
+    own = pod["spec"].get("affinity") or {}
+    pod["spec"]["affinity"] = _narrowed(own, [demand])
+    pod["metadata"].setdefault("annotations", {})[names.PRODUCTS_ANNOTATION] = ",".join(products)
 
 
 def product_labels(product: str) -> list[str]:
