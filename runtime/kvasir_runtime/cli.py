@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NoReturn, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from kvasir_runtime.config import CacheConfig, EngineConfig, SchedulerConfig
+from kvasir_runtime.config import AdapterConfig, CacheConfig, EngineConfig, SchedulerConfig
 from kvasir_runtime.contract.engine_args import ENV_PREFIX, EngineArgs, env_name, flag_name, from_environment
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.validation import explain
@@ -28,7 +28,6 @@ GROUPS: Final = {
 NOT_YET_SUPPORTED: Final[dict[str, object]] = {
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
-    "enable_lora": False,
     "kv_offload_host": 0,
     "kv_offload_disk": None,
 }
@@ -43,6 +42,7 @@ _METAVARS: Final = {
     "drain_timeout": "DURATION",
     "api_key": "KEYS",
     "chat_template": "FILE",
+    "lora_cache": "DIR",
     "block_size": "{8,16,32,64,128}",
 }
 _SERVICE_LINK: Final = re.compile(r"(tcp|udp|sctp)://")
@@ -133,6 +133,7 @@ def engine_config(args: EngineArgs) -> EngineConfig:
             policy=args.scheduling_policy,
             prefer_prefill=args.prefer_prefill,
         ),
+        adapters=AdapterConfig(args.max_loras, args.max_cpu_loras, args.max_lora_rank) if args.enable_lora else None,
     )
 
 

@@ -191,7 +191,7 @@ class AdapterSlots:
         idle = [
             digest
             for digest, entry in self._entries.items()
-            if entry.in_memory and not (entry.seated or entry.pinned or digest in self._claimed)
+            if entry.in_memory and not (entry.seated or entry.pinned or entry.retired or digest in self._claimed)
         ]
         if not idle:
             return False

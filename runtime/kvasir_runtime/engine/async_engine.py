@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -20,6 +21,8 @@ from kvasir_runtime.engine.heartbeat import HeartbeatMonitor
 from kvasir_runtime.engine.launcher import EngineProcess
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AdapterLoaded,
+    AdapterStates,
     Answer,
     Call,
     EngineFailed,
@@ -30,10 +33,12 @@ from kvasir_runtime.engine.messages import (
     FromEngine,
     FromFrontEnd,
     Heartbeat,
+    LoadAdapter,
     PrefixesListed,
     SleepDone,
     StartupProgress,
     StepOutputs,
+    UnloadAdapter,
 )
 from kvasir_runtime.engine.transport import decode
 
@@ -124,6 +129,9 @@ class AsyncEngine:
         self._unfinished: dict[str, int] = {}
         self._waiting: dict[str, int] = {}
         self._calls: dict[int, asyncio.Future[Answer]] = {}
+        self._adapter_of: dict[str, tuple[str, str]] = {}
+        self._loads: dict[str, list[asyncio.Future[AdapterLoaded]]] = {}
+        self._on_adapters: Callable[[AdapterLoaded | AdapterStates], None] = lambda _: None
         self._call_ids = itertools.count()
         self._addresses_forgotten = False
         self._on_progress: Callable[[StartupProgress], None] = lambda _: None
@@ -163,6 +171,8 @@ class AsyncEngine:
         for request in requests:
             self._streams[request.request_id] = stream
             self._unfinished[request.request_id] = request.sampling.n
+            if request.adapter_digest:
+                self._adapter_of[request.request_id] = (request.adapter, request.adapter_digest)
             if not request.background:
                 self._waiting[request.request_id] = len(request.prompt_token_ids)
             self._send(request)
@@ -179,6 +189,37 @@ class AsyncEngine:
             return await answer
         finally:
             del self._calls[call_id]
+
+    def on_adapters(self, callback: Callable[[AdapterLoaded | AdapterStates], None]) -> None:
+        """Hear what the engine says of its adapters."""
+        self._on_adapters = callback
+
+    async def load_adapter(self, message: LoadAdapter) -> AdapterLoaded:
+        """Have an adapter read; returns what became of it. Raises EngineGoneError when the engine ends meanwhile."""
+        if self.failure is not None:
+            raise EngineGoneError(self.failure)
+        answer: asyncio.Future[AdapterLoaded] = asyncio.get_running_loop().create_future()
+        self._loads.setdefault(message.digest, []).append(answer)
+        self._send(message)
+        return await answer
+
+    def pin_adapter(self, message: LoadAdapter) -> None:
+        """Pin or unpin an adapter that was loaded."""
+        self._send(message)
+
+    def unload_adapter(self, digest: str) -> None:
+        """Let an adapter go once the requests that were submitted before this are done."""
+        self._send(UnloadAdapter(digest))
+
+    def adapter_refs(self) -> Counter[str]:
+        """How many requests in flight each adapter's digest has."""
+        return Counter(digest for _, digest in self._adapter_of.values())
+
+    def adapters_in_use(self) -> tuple[set[str], set[str]]:
+        """Names of adapters with requests that run, and with requests that wait."""
+        waiting = {name for request_id, (name, _) in self._adapter_of.items() if request_id in self._waiting}
+        running = {name for request_id, (name, _) in self._adapter_of.items() if request_id not in self._waiting}
+        return running, waiting
 
     def abort(self, stream: OutputStream, reason: str = "aborted") -> None:
         """End a stream's requests wherever they are; it raises RequestEndedError. Harmless when they have finished."""
@@ -201,7 +242,7 @@ class AsyncEngine:
             stream = self._forget(request_id)
             if stream is not None:
                 stream.fail(error)
-        for answer in self._calls.values():
+        for answer in (*self._calls.values(), *itertools.chain.from_iterable(self._loads.values())):
             if not answer.done():
                 answer.set_exception(error)
         if not self.ready.done():
@@ -257,9 +298,18 @@ class AsyncEngine:
                 self._on_progress(message)
             case PrefixesListed() | SleepDone():
                 self._take_answer(message)
+            case AdapterLoaded() | AdapterStates():
+                self._take_adapters(message)
             case EngineReady() if not self.ready.done():
                 self.heartbeat.ready(now)
                 self.ready.set_result(message)
+
+    def _take_adapters(self, message: AdapterLoaded | AdapterStates) -> None:
+        waiters = self._loads.pop(message.digest, []) if isinstance(message, AdapterLoaded) else []
+        for waiter in waiters:
+            if not waiter.done() and isinstance(message, AdapterLoaded):
+                waiter.set_result(message)
+        self._on_adapters(message)
 
     def _take_answer(self, answer: Answer) -> None:
         waiter = self._calls.get(answer.call_id)
@@ -309,4 +359,5 @@ class AsyncEngine:
     def _forget(self, request_id: str) -> OutputStream | None:
         self._waiting.pop(request_id, None)
         self._unfinished.pop(request_id, None)
+        self._adapter_of.pop(request_id, None)
         return self._streams.pop(request_id, None)

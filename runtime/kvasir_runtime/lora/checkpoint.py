@@ -9,15 +9,16 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.contract.memory import ModelShape
 from kvasir_runtime.fetch.verify import verify_safetensors
 from kvasir_runtime.lora.config import LoraConfig, invalid, parse_config
-from kvasir_runtime.lora.targets import Projection
+from kvasir_runtime.lora.targets import Projection, projections
 from kvasir_runtime.validation import shorten
 
 CONFIG: Final = "adapter_config.json"
@@ -37,6 +38,19 @@ class AdapterLimits:
     projections: Mapping[str, Projection]
     architecture: str = ""
     model_names: frozenset[str] = frozenset()
+
+
+def adapter_limits(config: Mapping[str, Any], max_rank: int, names: Iterable[str]) -> AdapterLimits:
+    """The limits for a model with this config.json that is served under `names`; raises KvasirError(ModelInvalid)."""
+    try:
+        shape = ModelShape.from_hf_config(config)
+    except ValueError as error:
+        raise KvasirError(Cause.MODEL_INVALID, str(error), "download the model again") from None
+    classes = config.get("architectures")
+    architecture = str(classes[0]) if isinstance(classes, list) and classes else ""
+    origin = str(config.get("_name_or_path") or "").rstrip("/").rpartition("/")[2]
+    known = {name.rpartition("/")[2] for name in (*names, origin) if name}
+    return AdapterLimits(max_rank, projections(shape), architecture, frozenset(known))
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ async def create_chat_completion(service: Service, body: ChatCompletionRequest, 
         detokenizer_factory(tokenizer, body),
         priority=body.priority,
         cache_salt=body.cache_salt,
+        **service.adapter_of(model),
     )
     reply = _Reply(tokenizer, body, generation, model)
     return await answer(generation, request, reply.whole, reply.events if body.stream else None)

@@ -3,6 +3,7 @@
 What the engine counts is read from its last report when somebody scrapes; what clients feel is observed as it happens.
 """
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
@@ -100,6 +101,10 @@ class Metrics:
 
     def watch_sleep(self, level: Callable[[], int]) -> None:
         self.registry.register(_SleepCollector(self._labels, level))
+
+    def watch_adapters(self, max_loras: int, in_use: Callable[[], tuple[set[str], set[str]]]) -> None:
+        """`in_use`: names of adapters with running and with waiting requests."""
+        self.registry.register(_AdapterCollector(max_loras, in_use))
 
     def first_token(self, seconds: float) -> None:
         self._times[names.TIME_TO_FIRST_TOKEN].observe(seconds)
@@ -205,6 +210,21 @@ class _DrainingCollector:
     def collect(self) -> Iterable[Metric]:
         gauge = GaugeMetricFamily(names.DRAINING, "1 while the server takes no new work.", labels=LABELS)
         gauge.add_metric(self._labels, float(self._draining()))
+        yield gauge
+
+
+class _AdapterCollector:
+    """Which adapters are at work, as vLLM tells it: in labels, with the time as value."""
+
+    def __init__(self, max_loras: int, in_use: Callable[[], tuple[set[str], set[str]]]) -> None:
+        self._max_loras = str(max_loras)
+        self._in_use = in_use
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ("max_lora", "waiting_lora_adapters", "running_lora_adapters")
+        gauge = GaugeMetricFamily(names.LORA_REQUESTS_INFO, "Adapters of running and waiting requests.", labels=labels)
+        running, waiting = (",".join(sorted(found)) for found in self._in_use())
+        gauge.add_metric((self._max_loras, waiting, running), time.time())
         yield gauge
 
 

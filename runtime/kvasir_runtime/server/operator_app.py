@@ -12,6 +12,8 @@ from starlette.types import ASGIApp
 from kvasir_runtime.contract.admin_api import (
     MAX_LISTED_PREFIXES,
     MAX_LISTED_TOKENS,
+    AdapterReports,
+    AdapterSet,
     AdminState,
     CapacityState,
     DrainRequest,
@@ -52,6 +54,7 @@ def build_operator_app(service: Service) -> ASGIApp:
     install_handlers(app)
     _add_probes(app, service)
     _add_admin(app, service)
+    _add_adapters(app, service)
     _add_cache(app, service)
     _add_sleep(app, service)
     return RequestScope(app, OperatorGate(service.admin_tokens))
@@ -93,6 +96,23 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         if not service.lifecycle.undrain():
             raise ApiError(HTTPStatus.CONFLICT, "the process is stopping and cannot serve again", code="stopping")
         return DrainState(draining=False, inflight=service.lifecycle.inflight)
+
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    def reports() -> AdapterReports:
+        adapters = service.adapters
+        return AdapterReports(
+            boot_id=service.lifecycle.boot_id, adapters=adapters.reports(), versions=list(adapters.states())
+        )
+
+    @app.get("/admin/adapters", responses=_REFUSALS)
+    async def adapters() -> AdapterReports:
+        return reports()
+
+    @app.put("/admin/adapters", responses=_REFUSALS | _BUSY)
+    async def want_adapters(body: AdapterSet) -> AdapterReports:
+        service.adapters.apply(body.adapters)
+        return reports()
 
 
 def _add_cache(app: FastAPI, service: Service) -> None:
@@ -180,12 +200,14 @@ def admin_state(service: Service, now: float) -> AdminState:
         tokens=TokenState(
             queued=max(stats.queued_tokens, service.engine.waiting_tokens),
             prefill_per_s=round(service.rates.prefill_per_s(now), 2),
+            prefill_busy=round(service.rates.prefill_busy(now), 4),
             decode_per_s=round(service.rates.decode_per_s(now), 2),
         ),
         latency=LatencyState(
             ttft_p50=service.rates.first_token_quantile(0.5, now),
             ttft_p95=service.rates.first_token_quantile(0.95, now),
         ),
+        adapters=list(service.adapters.states()),
         startup=startup_state(service),
         capacity=_capacity(service),
         sleep_level=service.sleep.level,

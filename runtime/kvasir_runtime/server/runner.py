@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,7 +25,11 @@ from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.heartbeat import Verdict
 from kvasir_runtime.engine.launcher import EngineProcess
 from kvasir_runtime.engine.messages import StartupProgress
+from kvasir_runtime.fetch.cli import read_secrets
+from kvasir_runtime.lora.checkpoint import adapter_limits
+from kvasir_runtime.lora.sources import AdapterSources, temporary_cache
 from kvasir_runtime.model_files import ModelFiles
+from kvasir_runtime.server.adapters import AdapterRegistry
 from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.http_protocol import BoundedHttpProtocol
 from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
@@ -109,7 +114,21 @@ def make_service(args: EngineArgs, model: ModelFiles, process: EngineProcess) ->
     clock = StartupClock(process_started(), time.monotonic())
     sleep = Sleep(engine, lifecycle)
     metrics.watch_sleep(lambda: sleep.level)
-    return Service(args, model, engine, lifecycle, clock, metrics, rates, api_keys, admin_tokens, sleep)
+    adapters = make_adapters(args, model, engine)
+    if args.enable_lora:
+        metrics.watch_adapters(args.max_loras, engine.adapters_in_use)
+    return Service(args, model, engine, lifecycle, clock, metrics, rates, api_keys, admin_tokens, sleep, adapters)
+
+
+def make_adapters(args: EngineArgs, model: ModelFiles, engine: AsyncEngine) -> AdapterRegistry:
+    """What serves adapters, and from where; raises KvasirError for a config.json without the model's sizes."""
+    names = args.served_model_name or [Path(args.model).resolve().name]
+    cache = Path(args.lora_cache) if args.lora_cache else temporary_cache() if args.lora_schemes else None
+    sources = AdapterSources(
+        tuple(map(Path, args.lora_roots)), frozenset(args.lora_schemes), cache, read_secrets(None, os.environ)
+    )
+    limits = adapter_limits(model.config, args.max_lora_rank, names) if args.enable_lora else None
+    return AdapterRegistry(engine, sources, limits, reserved=names, max_loras=args.max_loras)
 
 
 async def _start(service: Service) -> None:
@@ -225,6 +244,7 @@ async def _stop(servers: list["_Server"], tasks: list[asyncio.Task[None]], servi
     for task in (*serving, *working):
         task.cancel()
     await asyncio.gather(*serving, *working, return_exceptions=True)
+    await service.adapters.close()
     await asyncio.to_thread(service.engine.close)
     logger.info("stopped")
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import time
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -11,6 +12,7 @@ from kvasir_runtime.contract.engine_args import EngineArgs
 from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.model_files import ModelFiles
+from kvasir_runtime.server.adapters import AdapterRegistry
 from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.errors import ApiError, bad_request, unavailable
 from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S, Lifecycle, StartupClock
@@ -38,6 +40,7 @@ class Service:
     api_keys: BearerTokens
     admin_tokens: BearerTokens
     sleep: Sleep
+    adapters: AdapterRegistry
     tokenizer: Tokenizer | None = None
     ready: EngineReady | None = None
     started_at: int = field(default_factory=lambda: int(time.time()))
@@ -46,6 +49,12 @@ class Service:
     @property
     def model_names(self) -> list[str]:
         return self.args.served_model_name or [Path(self.args.model).resolve().name]
+
+    @property
+    def runtime_lora_updating(self) -> bool:
+        """Whether users may load and unload adapters."""
+        allowed = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "").strip().lower() in ("1", "true")
+        return self.args.enable_lora and (self.args.allow_runtime_lora_updating or allowed)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -64,14 +73,22 @@ class Service:
         return self.tokenizer, self.ready
 
     def check_model(self, name: str | None) -> str:
-        """The name to answer with; raises ApiError (404) for one that is not served."""
+        """The name to answer with; raises ApiError: 404 for one that is not served, 503 for an adapter that loads."""
         if name is None:
             return self.model_names[0]
-        if name not in self.model_names:
-            known = ", ".join(self.model_names)
+        if name in self.adapters.adapters:
+            self.adapters.resolve(name)
+        elif name not in self.model_names:
+            known = ", ".join([*self.model_names, *self.adapters.adapters])
             msg = f"model {name!r} does not exist; served: {known}"
             raise ApiError(HTTPStatus.NOT_FOUND, msg, param="model", code="model_not_found")
         return name
+
+    def adapter_of(self, name: str) -> dict[str, str]:
+        """The fields of an `EngineRequest` that say which adapter it gets; to be sent at once, see `adapters.py`."""
+        if name in self.model_names:
+            return {}
+        return {"adapter": name, "adapter_digest": self.adapters.resolve(name)}
 
     def admit(self, num_sequences: int, num_tokens: int) -> None:
         """Refuse work that cannot be taken now: ApiError 503 while draining or asleep, 429 with a full queue."""

@@ -4,6 +4,14 @@ from fastapi import FastAPI, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp
 
+from kvasir_runtime.fetch.uri import without_credentials
+from kvasir_runtime.server.adapter_endpoints import (
+    LoadLoRAAdapterRequest,
+    UnloadLoRAAdapterRequest,
+    load_lora_adapter,
+    unload_lora_adapter,
+)
+from kvasir_runtime.server.adapters import Adapter
 from kvasir_runtime.server.chat import create_chat_completion, render
 from kvasir_runtime.server.completions import create_completion
 from kvasir_runtime.server.errors import ErrorResponse, bad_request, install_handlers
@@ -41,6 +49,7 @@ def build_user_app(service: Service) -> ASGIApp:
     install_handlers(app)
     _add_generation(app, service)
     _add_models(app, service)
+    _add_adapters(app, service)
     _add_tokenizer(app, service)
     _add_state(app, service)
     gate = UserGate(service.api_keys, service.args.max_streams_per_key)
@@ -77,11 +86,25 @@ def _add_generation(app: FastAPI, service: Service) -> None:
 def _add_models(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models")
     async def models() -> ModelList:
-        return ModelList(object="list", data=[_card(service, name) for name in service.model_names])
+        cards = [_card(service, name) for name in service.model_names]
+        served = [adapter for adapter in service.adapters.adapters.values() if adapter.serving]
+        return ModelList(object="list", data=[*cards, *(_adapter_card(service, adapter) for adapter in served)])
 
     @app.get("/v1/models/{model:path}", responses=_ERRORS)
     async def model(model: str) -> ModelCard:
-        return _card(service, service.check_model(model))
+        name = service.check_model(model)
+        adapter = service.adapters.adapters.get(name)
+        return _card(service, name) if adapter is None else _adapter_card(service, adapter)
+
+
+def _add_adapters(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/load_lora_adapter", response_class=PlainTextResponse, responses=_ERRORS)
+    async def load(body: LoadLoRAAdapterRequest) -> Response:
+        return await load_lora_adapter(service, body)
+
+    @app.post("/v1/unload_lora_adapter", response_class=PlainTextResponse, responses=_ERRORS)
+    async def unload(body: UnloadLoRAAdapterRequest) -> Response:
+        return unload_lora_adapter(service, body)
 
 
 def _add_tokenizer(app: FastAPI, service: Service) -> None:
@@ -127,6 +150,12 @@ def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _adapter_card(service: Service, adapter: Adapter) -> ModelCard:
+    card = _card(service, adapter.wanted.name)
+    uri, parent = without_credentials(adapter.wanted.uri), service.model_names[0]
+    return card.model_copy(update={"created": adapter.created, "root": uri, "parent": parent})
 
 
 def _card(service: Service, name: str) -> ModelCard:

@@ -99,6 +99,7 @@ class Warmup:
             _SAMPLING,
             time.monotonic(),
             cache_salt=prompt.cache_salt,
+            **self._adapter_of(prompt),
             background=True,
             pin_s=pin_s,
         )
@@ -112,10 +113,16 @@ class Warmup:
         tally.computed_tokens += len(part) - cached
         return len(part) == len(token_ids)
 
+    def _adapter_of(self, prompt: WarmupPrompt) -> dict[str, str]:
+        if not prompt.adapter:
+            return {}
+        try:
+            return {"adapter": prompt.adapter, "adapter_digest": self._service.adapters.resolve(prompt.adapter)}
+        except ApiError as error:
+            raise _RefusedError(str(error)) from None
+
     async def _token_ids(self, prompt: WarmupPrompt) -> list[int]:
         tokenizer, ready = self._service.loaded()
-        if prompt.adapter:
-            raise _RefusedError(f"adapter {prompt.adapter!r} is not loaded")
         ids = prompt.token_ids or await encode(tokenizer, prompt.text or "", add_special_tokens=True)
         if len(ids) >= ready.max_model_len:
             raise _RefusedError(f"it must be shorter than {ready.max_model_len} tokens, got {len(ids)}")

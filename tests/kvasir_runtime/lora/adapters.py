@@ -54,7 +54,7 @@ def merged(model: Any, folder: Path) -> Any:
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """peft asks transformers things under names that transformers has deprecated."""
+    """Transformers warns of the names under which peft asks it things."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield

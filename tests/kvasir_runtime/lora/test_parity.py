@@ -132,5 +132,5 @@ def test_other_bases(dtype: str, quantization: str) -> None:
     for one in (completion, plain):
         got = torch.tensor([entry.logprob for entry in one.prompt_logprobs or [] if entry is not None])
         errors.append((got - exact).abs().mean())
-    assert errors[0] < 0.1
+    assert errors[0] < 0.15
     assert errors[1] > 4 * errors[0]
