@@ -10,10 +10,14 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.engine.messages import (
+    AdapterLoaded,
+    AdapterStates,
+    AdapterUse,
     Answer,
     Call,
     EngineOutput,
@@ -23,6 +27,7 @@ from kvasir_runtime.engine.messages import (
     FinishReason,
     FromEngine,
     ListPrefixes,
+    LoadAdapter,
     PrefixesListed,
     PrefixReport,
     SleepDone,
@@ -50,6 +55,8 @@ class FakeCore:
     counts: dict[str, int] = field(default_factory=lambda: {"prompt": 0, "generation": 0, "steps": 0})
     cached: set[tuple[int, ...]] = field(default_factory=set)
     level: int = 0
+    adapters: dict[str, Any] = field(default_factory=dict)
+    told: AdapterStates | None = None
 
     def __post_init__(self) -> None:
         self.on_progress(StartupProgress("weights", 0.5, "half of nothing"))
@@ -88,8 +95,17 @@ class FakeCore:
         freed, self.level = 1000 * (call.level - self.level), call.level
         return SleepDone(call.call_id, call.level, freed, 5000 - 1000 * call.level, 0.25)
 
+    def load_adapter(self, message: LoadAdapter) -> AdapterLoaded | None:
+        self.adapters[message.digest] = "device" if message.pinned else "host"
+        return AdapterLoaded(message.digest, 1000)
+
+    def unload_adapter(self, digest: str) -> None:
+        self.adapters.pop(digest, None)
+
     def poll(self) -> list[FromEngine]:
-        return []
+        states = AdapterStates([AdapterUse(digest, where, 1000) for digest, where in self.adapters.items()])
+        told, self.told = self.told, states
+        return [] if told == states else [states]
 
     def is_waiting(self) -> bool:
         return False
