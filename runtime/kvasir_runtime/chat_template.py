@@ -38,6 +38,7 @@ class ChatTemplate:
         )
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.source = source
         self._special_tokens = special_tokens
         try:
             self._template = environment.from_string(source)

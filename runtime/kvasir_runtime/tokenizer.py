@@ -18,10 +18,19 @@ _BYTE_TOKEN: Final = re.compile(r"<0x([0-9A-F]{2})>")
 class Tokenizer:
     """Wraps the `tokenizers` library. Safe to share between tasks; nothing here changes after loading."""
 
-    def __init__(self, fast: FastTokenizer, chat_template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self,
+        fast: FastTokenizer,
+        chat_template: ChatTemplate | None = None,
+        tool_template: ChatTemplate | None = None,
+    ) -> None:
+        """`tool_template` is what some models have for conversations with tools."""
         self._fast = fast
         self.chat_template = chat_template
+        self.tool_template = tool_template or chat_template
         self._byte_level = "ByteLevel" in str(fast.decoder)
+        added = fast.get_added_tokens_decoder().items()
+        self._special_ids = {token.content: token_id for token_id, token in added if token.special}
 
     @classmethod
     def from_folder(cls, folder: Path, chat_template_file: str | None = None) -> "Tokenizer":
@@ -34,11 +43,20 @@ class Tokenizer:
             raise KvasirError(Cause.MODEL_INVALID, msg, "download the model again") from None
         fast.no_truncation()
         fast.no_padding()
-        return cls(fast, _load_chat_template(folder, chat_template_file))
+        return cls(fast, *_load_chat_templates(folder, chat_template_file))
 
     @property
     def vocab_size(self) -> int:
         return self._fast.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def template_source(self) -> str:
+        """The chat template for tools as it was written; empty without one."""
+        return "" if self.tool_template is None else self.tool_template.source
+
+    def special_token_id(self, text: str) -> int | None:
+        """The id of a special token that is written so; None when there is none."""
+        return self._special_ids.get(text)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Tokenize; releases the GIL, so that long texts can go to a thread."""
@@ -66,21 +84,25 @@ class Tokenizer:
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt of a conversation; raises ChatTemplateError, also when the model has no template."""
-        if self.chat_template is None:
+        template = self.tool_template if variables and "tools" in variables else self.chat_template
+        if template is None:
             raise ChatTemplateError(
                 "this model has no chat template: use /v1/completions, or start with --chat-template"
             )
-        return self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
+        return template.render(messages, add_generation_prompt=add_generation_prompt, variables=variables)
 
 
-def _load_chat_template(folder: Path, file: str | None) -> ChatTemplate | None:
+def _load_chat_templates(folder: Path, file: str | None) -> tuple[ChatTemplate | None, ChatTemplate | None]:
+    """The model's template and, where it has one, another for conversations with tools."""
     config_file = folder / "tokenizer_config.json"
     config = read_json(config_file) if config_file.exists() else {}
     source = _chat_template_source(folder, config, file)
     if source is None:
-        return None
+        return None, None
+    with_tools = _named_template(config, "tool_use") if source == _named_template(config, "default") else None
+    special = _special_tokens(config)
     try:
-        return ChatTemplate(source, _special_tokens(config))
+        return ChatTemplate(source, special), None if with_tools is None else ChatTemplate(with_tools, special)
     except ChatTemplateError as error:
         cause = Cause.INVALID_ARGUMENTS if file else Cause.MODEL_INVALID
         raise KvasirError(cause, str(error), "fix it, or give another with --chat-template") from None
@@ -95,10 +117,14 @@ def _chat_template_source(folder: Path, config: dict[str, Any], file: str | None
     if (folder / "chat_template.json").exists():
         return str(read_json(folder / "chat_template.json").get("chat_template", ""))
     template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    return template if isinstance(template, str) else _named_template(config, "default")
+
+
+def _named_template(config: dict[str, Any], name: str) -> str | None:
+    entries = config.get("chat_template")
+    if not isinstance(entries, list):
+        return None
+    return next((entry["template"] for entry in entries if entry.get("name") == name), None)
 
 
 def _read_text(path: Path) -> str:

@@ -7,18 +7,19 @@ import itertools
 import re
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from kvasir_runtime.__main__ import COMMANDS, EXIT_STATUS
 from kvasir_runtime.contract import metric_names
-from kvasir_runtime.contract.engine_args import EngineArgs, flag_name
+from kvasir_runtime.contract.engine_args import EngineArgs, ToolCallParser, flag_name
 from kvasir_runtime.contract.failures import Cause
 from kvasir_runtime.engine.messages import EngineReady, EngineStats
 from kvasir_runtime.server.metrics import Metrics
 from kvasir_runtime.server.operator_app import build_operator_app
+from kvasir_runtime.server.tools.formats import FORMATS
 from kvasir_runtime.server.user_app import build_user_app
 
 README = Path(__file__).resolve().parents[2] / "runtime" / "README.md"
@@ -59,6 +60,17 @@ def render_flags() -> list[list[str]]:
 def test_flags() -> None:
     """Every setting with its default and its words."""
     assert [[flag, default, words] for flag, default, words in table("Flags")] == render_flags()
+
+
+def test_tool_formats() -> None:
+    """Every format of tool calls is told."""
+    rows = [
+        line
+        for line in README.read_text().split("### Tools")[1].split("### ")[0].splitlines()
+        if line.startswith("| `")
+    ]
+    assert [row.split("`")[1] for row in rows] == list(FORMATS)
+    assert list(FORMATS) == list(get_args(ToolCallParser))
 
 
 def test_commands() -> None:

@@ -46,6 +46,7 @@ BlockSize = Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_whole_number
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "int4", "fp8"]
+ToolCallParser = Literal["hermes", "llama3_json", "mistral", "pythonic"]
 KVCacheDtype = Literal["auto", "bfloat16", "float16", "float32", "fp8", "int8"]
 
 
@@ -65,6 +66,10 @@ class EngineArgs(BaseModel):
     )
     chat_template: str | None = Field(
         default=None, description="file with a jinja chat template; default: the model's own"
+    )
+
+    tool_call_parser: ToolCallParser | None = Field(
+        default=None, description="how the model writes tool calls; default: as its chat template tells"
     )
 
     # Batching

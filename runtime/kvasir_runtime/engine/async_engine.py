@@ -102,6 +102,11 @@ class OutputStream:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
 
+    @property
+    def pending(self) -> Sequence[EngineOutput]:
+        """What the next call of `next` returns, at least."""
+        return self._outputs
+
     def put(self, output: EngineOutput) -> None:
         self._outputs.append(output)
         self._wake()

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from kvasir_runtime.engine.detokenizer import Detokenizer
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.logs import request_id
+from kvasir_runtime.server.constraints import constraint_of
 from kvasir_runtime.server.errors import bad_request
 from kvasir_runtime.server.generation import Choice, Delta, Generation, Prompt
 from kvasir_runtime.server.logprobs import completion_logprobs, prompt_logprobs, token_text
@@ -30,7 +31,8 @@ async def create_completion(service: Service, body: CompletionRequest, request: 
     prompts = await read_prompts(tokenizer, body)
     check_prompts(prompts, body, ready)
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    sampling = sampling_params(body, service.model.generation, ready.max_model_len - longest)
+    room = ready.max_model_len - longest
+    sampling = sampling_params(body, service.model.generation, room, constraint_of(body))
     service.admit(len(prompts), sum(len(prompt.token_ids) for prompt in prompts))
     generation = Generation(
         service,
@@ -110,8 +112,10 @@ def _check_ids(param: str, largest: int, vocab_size: int) -> None:
         )
 
 
-def detokenizer_factory(tokenizer: Tokenizer, body: GenerationRequest) -> Callable[[Prompt], Detokenizer]:
-    """What turns one choice's tokens into text, as the request wants it."""
+def detokenizer_factory(
+    tokenizer: Tokenizer, body: GenerationRequest, *, show_special_tokens: bool = False
+) -> Callable[[Prompt], Detokenizer]:
+    """What turns one choice's tokens into text, as the request wants it, or with all special tokens."""
 
     def make(prompt: Prompt) -> Detokenizer:
         return Detokenizer(
@@ -120,7 +124,7 @@ def detokenizer_factory(tokenizer: Tokenizer, body: GenerationRequest) -> Callab
             stop=stop_strings(body.stop),
             include_stop=body.include_stop_str_in_output,
             min_tokens=body.min_tokens,
-            skip_special_tokens=body.skip_special_tokens,
+            skip_special_tokens=body.skip_special_tokens and not show_special_tokens,
         )
 
     return make

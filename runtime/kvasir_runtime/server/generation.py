@@ -13,9 +13,13 @@ from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.server.errors import bad_request
 from kvasir_runtime.server.replies import PromptTokensDetails, Usage
 from kvasir_runtime.server.service import Service
+from kvasir_runtime.structured.compiler import COMPILE_LIMIT_S
 
 FIRST_OUTPUT_WAIT_S = 5.0
 """A stream's headers wait this long for the first token, so that what fails at once fails with a proper status."""
+
+GRAMMAR_WAIT_S = FIRST_OUTPUT_WAIT_S + COMPILE_LIMIT_S
+"""Likewise where a grammar may turn out to be wrong."""
 
 OUTPUTS_AT_ONCE = 64
 """Outputs of one client turned into text before other clients get a turn: about 2 ms, 10 ms with many logprobs."""
@@ -117,11 +121,14 @@ class Generation:
 
     async def wait_for_first_output(self) -> None:
         """Wait a little for the first output; raises what the engine or a drain ended the request with."""
+        seconds = FIRST_OUTPUT_WAIT_S if self._sampling.constraint is None else GRAMMAR_WAIT_S
         try:
-            async with asyncio.timeout(FIRST_OUTPUT_WAIT_S):
+            async with asyncio.timeout(seconds):
                 await self._stream.wait()
         except TimeoutError:
             return
+        for output in self._stream.pending:
+            _raise_refusal(output)
 
     async def deltas(self) -> AsyncIterator[list[Delta]]:
         """What became readable, in batches, until every choice has finished."""
@@ -183,8 +190,7 @@ class Generation:
 
     def _read(self, outputs: Sequence[EngineOutput]) -> Iterator[Delta]:
         for output in outputs:
-            if output.finish_reason is FinishReason.ERROR:
-                raise bad_request(output.error or "the engine refused the request")
+            _raise_refusal(output)
             if output.index == 0:
                 self.cached_tokens += output.cached_tokens or 0
             choice = self.choices[self._first_choice[output.request_id] + output.index]
@@ -195,3 +201,9 @@ class Generation:
         request_id = self._service.next_engine_id()
         self._first_choice[request_id] = number * self._sampling.n
         return EngineRequest(request_id, prompt.token_ids, self._sampling, time.monotonic(), **options)
+
+
+def _raise_refusal(output: EngineOutput) -> None:
+    if output.finish_reason is FinishReason.ERROR:
+        field, reason = output.error_field, output.error or "the engine refused the request"
+        raise bad_request(f"{field} {reason}".strip(), field or None, "invalid_value" if field else None)

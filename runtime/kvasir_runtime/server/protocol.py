@@ -6,7 +6,7 @@ out of bounds are refused; so are known fields that would change the answer and 
 Source: https://platform.openai.com/docs/api-reference
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,8 @@ Text = Annotated[str, AfterValidator(_encodable)]
 TokenId = Annotated[int, Field(ge=0)]
 MAX_PROMPTS = 2048
 """Prompts in one request, as OpenAI allows."""
+MAX_TOOLS = 512
+"""Tools in one request; OpenAI allows 128."""
 
 
 def _one_of(what: str) -> WrapValidator:
@@ -56,8 +58,35 @@ class StreamOptions(_Body):
     include_usage: bool = False
 
 
+class JsonSchemaFormat(_Body):
+    """`strict`: refuse schemas with keywords that cannot be enforced, instead of ignoring these."""
+
+    name: Text | None = None
+    description: Text | None = None
+    definition: dict[str, Any] | bool | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
 class ResponseFormat(_Body):
-    type: str
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+Choices = Annotated[list[Text], Field(min_length=1)]
+Schema = Annotated[dict[str, Any] | bool | Text, _one_of("a JSON schema, as an object or as text")]
+
+
+class StructuredOutputs(_Body):
+    """vLLM's way to ask for a constraint; one of the first five."""
+
+    definition: Schema | None = Field(default=None, alias="json")
+    regex: Text | None = None
+    choice: Choices | None = None
+    grammar: Text | None = Field(default=None, description="in Lark's notation, or GBNF")
+    json_object: bool | None = None
+    disable_any_whitespace: bool = False
+    whitespace_pattern: Text | None = Field(default=None, description="between the tokens of JSON")
+    structural_tag: Any = None
 
 
 class GenerationRequest(_Body):
@@ -98,11 +127,12 @@ class GenerationRequest(_Body):
     )
 
     response_format: ResponseFormat | None = None
-    guided_json: Any = None
-    guided_regex: Any = None
-    guided_choice: Any = None
-    guided_grammar: Any = None
-    structured_outputs: Any = None
+    guided_json: Schema | None = None
+    guided_regex: Text | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Text | None = Field(default=None, description="in Lark's notation, or GBNF")
+    guided_whitespace_pattern: Text | None = Field(default=None, description="between the tokens of JSON")
+    structured_outputs: StructuredOutputs | None = None
 
 
 class CompletionRequest(GenerationRequest):
@@ -122,20 +152,59 @@ class CompletionRequest(GenerationRequest):
     add_special_tokens: bool = True
 
 
+class _Open(BaseModel):
+    """What else it carries is handed to the chat template."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+
+class CalledFunction(_Open):
+    name: Text
+    arguments: Annotated[Text | dict[str, Any] | None, _one_of("a text of JSON or an object")] = None
+
+
+class ToolCall(_Open):
+    """A call in a turn of the assistant."""
+
+    id: Text | None = None
+    type: Text = "function"
+    function: CalledFunction
+
+
+class FunctionDefinition(_Open):
+    name: str = Field(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.:/-]+$")
+    description: Text | None = None
+    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of the arguments' object")
+    strict: bool | None = Field(default=None, description="refuse schemas that cannot be enforced whole")
+
+
+class Tool(_Open):
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class NamedFunction(_Body):
+    name: Text
+
+
+class NamedToolChoice(_Body):
+    type: Literal["function"] = "function"
+    function: NamedFunction
+
+
 class ContentPart(_Body):
     type: str
     text: Text | None = None
 
 
-class ChatMessage(BaseModel):
-    """One turn. What else it carries (name, tool_calls, …) is handed to the chat template."""
-
-    model_config = ConfigDict(extra="allow")
+class ChatMessage(_Open):
+    """One turn. What else it carries (name, tool_call_id, …) is handed to the chat template."""
 
     role: str = Field(min_length=1)
     content: Annotated[
         Text | list[ContentPart] | None, _one_of("a string or a list of parts such as {'type': 'text', 'text': …}")
     ] = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatCompletionRequest(GenerationRequest):
@@ -149,8 +218,12 @@ class ChatCompletionRequest(GenerationRequest):
     continue_final_message: bool = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | NamedToolChoice | None,
+        _one_of("'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"),
+    ] = None
+    parallel_tool_calls: bool | None = Field(default=None, description="whether one answer may hold several calls")
     functions: list[dict[str, Any]] | None = None
 
 
@@ -162,6 +235,8 @@ class TokenizeRequest(_Body):
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = Field(default=None, description="default: true for a prompt, false for messages")
     add_generation_prompt: bool = True
+    chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     return_token_strs: bool = False
 
 

@@ -67,10 +67,22 @@ class ChatLogprobs(_Reply):
     refusal: None
 
 
+class CalledFunction(_Reply):
+    name: str
+    arguments: str
+
+
+class ToolCall(_Reply):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AssistantMessage(_Reply):
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(_Reply):

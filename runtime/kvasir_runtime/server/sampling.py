@@ -7,13 +7,17 @@ from kvasir_runtime.model_files import GenerationDefaults
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.server.errors import ApiError, bad_request
 from kvasir_runtime.server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
+from kvasir_runtime.structured.constraint import Constraint
 
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of max_tokens for /v1/completions."""
 
 
 def sampling_params(
-    body: CompletionRequest | ChatCompletionRequest, defaults: GenerationDefaults, room: int
+    body: CompletionRequest | ChatCompletionRequest,
+    defaults: GenerationDefaults,
+    room: int,
+    constraint: Constraint | None = None,
 ) -> SamplingParams:
     """How to sample for `body`; `room` is how many tokens fit behind the longest prompt. Raises ApiError (400)."""
     max_tokens = output_limit(body, defaults, room)
@@ -36,6 +40,7 @@ def sampling_params(
         ignore_eos=body.ignore_eos,
         logprobs=_num_logprobs(body),
         prompt_logprobs=_num_prompt_logprobs(body),
+        constraint=constraint,
     )
 
 
@@ -77,12 +82,8 @@ def _is_set(_: GenerationRequest) -> bool:
     return True
 
 
-def _wants_format(body: GenerationRequest) -> bool:
-    return body.response_format is not None and body.response_format.type != "text"
-
-
-def _wants_tools(body: GenerationRequest) -> bool:
-    return isinstance(body, ChatCompletionRequest) and bool(body.tools) and body.tool_choice != "none"
+def _wants_structural_tag(body: GenerationRequest) -> bool:
+    return body.structured_outputs is not None and body.structured_outputs.structural_tag is not None
 
 
 def _wants_best_of(body: GenerationRequest) -> bool:
@@ -98,13 +99,7 @@ def _wants_continuation(body: GenerationRequest) -> bool:
 
 
 _UNSUPPORTED: dict[str, Callable[[GenerationRequest], bool]] = {
-    "response_format": _wants_format,
-    "guided_json": _is_set,
-    "guided_regex": _is_set,
-    "guided_choice": _is_set,
-    "guided_grammar": _is_set,
-    "structured_outputs": _is_set,
-    "tools": _wants_tools,
+    "structured_outputs": _wants_structural_tag,
     "functions": _is_set,
     "best_of": _wants_best_of,
     "suffix": _wants_suffix,

@@ -12,8 +12,9 @@ from kvasir_runtime.server.adapter_endpoints import (
     unload_lora_adapter,
 )
 from kvasir_runtime.server.adapters import Adapter
-from kvasir_runtime.server.chat import create_chat_completion, render
+from kvasir_runtime.server.chat import create_chat_completion
 from kvasir_runtime.server.completions import create_completion
+from kvasir_runtime.server.conversation import render
 from kvasir_runtime.server.errors import ErrorResponse, bad_request, install_handlers
 from kvasir_runtime.server.gates import UserGate
 from kvasir_runtime.server.logprobs import token_text
@@ -116,7 +117,13 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
             raise bad_request("exactly one of prompt and messages must be given", "prompt", code="invalid_value")
         text = body.prompt if body.prompt is not None else ""
         if body.messages is not None:
-            text = render(tokenizer, body.messages, add_generation_prompt=body.add_generation_prompt)
+            text = render(
+                tokenizer,
+                body.messages,
+                add_generation_prompt=body.add_generation_prompt,
+                variables=body.chat_template_kwargs,
+                tools=body.tools,
+            )
         special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
         ids = await encode(tokenizer, text, add_special_tokens=special)
         reply = TokenizeReply(count=len(ids), max_model_len=ready.max_model_len, tokens=ids)

@@ -37,6 +37,11 @@ class Matcher:
         self.ll.consume_tokens(list(token_ids))
 
     @property
+    def complete(self) -> bool:
+        """Whether the text may end here."""
+        return self.ll.is_accepting()
+
+    @property
     def error(self) -> str:
         """Why the grammar cannot go on: a token it does not allow, or a state beyond the library's limits."""
         return shorten(self.ll.get_error()) if self.ll.is_error() else ""
@@ -159,11 +164,17 @@ def _schema_text(constraint: Constraint) -> str:
 
 
 def _json_options(constraint: Constraint) -> "JsonCompileOptions":
-    return {
-        "whitespace_pattern": constraint.whitespace,
-        "lenient": constraint.lenient,
-        "coerce_one_of": constraint.lenient,
-    }
+    return json_options(constraint.whitespace, lenient=constraint.lenient)
+
+
+def json_options(whitespace: str, *, lenient: bool) -> "JsonCompileOptions":
+    """The library's options for JSON; a schema may also carry them, as `x-guidance`."""
+    options: JsonCompileOptions = {"lenient": lenient, "coerce_one_of": lenient}
+    if whitespace:
+        options["whitespace_pattern"] = whitespace
+    else:
+        options["whitespace_flexible"] = False
+    return options
 
 
 def _lark(text: str) -> str:

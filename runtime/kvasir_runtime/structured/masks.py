@@ -23,6 +23,7 @@ class _Follower:
 
     matcher: Matcher
     min_length: int
+    eos_B: Bits
     ends_B: Bits
     never_B: Bits
 
@@ -46,6 +47,7 @@ class GrammarMasks:
         self._followers[seating.seat] = _Follower(
             matcher,
             seating.num_prompt_tokens + seating.sampling.min_tokens,
+            eos_B,
             eos_B | self._bits(tuple(seating.stop_token_ids)),
             eos_B if seating.sampling.ignore_eos else np.zeros_like(eos_B),
         )
@@ -84,7 +86,12 @@ class GrammarMasks:
 
 
 def hold_ends(follower: _Follower, allowed_B: Bits, position: int) -> Bits:
-    """`allowed_B` without what may not end the sequence yet, unless the grammar has nothing else to go on with."""
+    """`allowed_B` without what may not end the sequence yet, unless the grammar has nothing else to go on with.
+
+    A model may name an ordinary token as one that ends: in the middle of a text it is none.
+    """
+    if (allowed_B & follower.eos_B).any() and not follower.matcher.complete:
+        allowed_B = allowed_B & ~follower.eos_B
     held_B = allowed_B & ~follower.never_B
     if position < follower.min_length:
         held_B &= ~follower.ends_B

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from kvasir_runtime.structured.constraint import Constraint
 from kvasir_runtime.tokenizer import Tokenizer
 
 TINY_LLAMA = Path(__file__).parents[2] / "models" / "tiny-llama"
-EOS = (2, 7)
+EOS = (2, 6, 7)
 PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {
@@ -28,7 +30,7 @@ PERSON: dict[str, Any] = {
 }
 
 
-def config(**changes: Any) -> EngineConfig:
+def config(model: Path = TINY_LLAMA, **changes: Any) -> EngineConfig:
     settings: dict[str, Any] = {
         "dtype": "float32",
         "num_threads": 1,
@@ -36,12 +38,24 @@ def config(**changes: Any) -> EngineConfig:
         "cache": CacheConfig(memory=8 << 20),
         "scheduler": SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=64),
     }
-    return EngineConfig(TINY_LLAMA, **(settings | changes))
+    return EngineConfig(model, **(settings | changes))
 
 
 @pytest.fixture(scope="module")
 def engine() -> LLMEngine:
     return LLMEngine(config())
+
+
+@pytest.fixture
+def copy_model(tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the committed model with other values in generation_config.json."""
+
+    def copy(**values: Any) -> Path:
+        shutil.copytree(TINY_LLAMA, tmp_path / "model")
+        (tmp_path / "model" / "generation_config.json").write_text(json.dumps(values))
+        return tmp_path / "model"
+
+    return copy
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +77,7 @@ def run(
 
 def text(tokenizer: Tokenizer, completion: Completion) -> str:
     ids = completion.token_ids
-    return tokenizer.decode(ids[:-1] if ids[-1] in EOS else ids)
+    return tokenizer.decode(ids[:-1] if completion.finish_reason is FinishReason.STOP and ids[-1] in EOS else ids)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -106,10 +120,10 @@ def test_min_tokens_and_ignore_eos_yield_to_a_complete_text(engine: LLMEngine, t
     for asked in ({"min_tokens": 30}, {"ignore_eos": True}):
         (short,) = run(engine, Constraint("choice", '["yes"]'), **asked)
         assert (text(tokenizer, short), short.finish_reason) == ("yes", FinishReason.STOP)
-    (one,) = run(engine, Constraint("regex", "[ab]*"), min_tokens=30, logit_bias={2: 100.0, 7: 100.0})
+    (one,) = run(engine, Constraint("regex", "[ab]*"), min_tokens=30, logit_bias={2: 100.0, 6: 100.0})
     assert len(one.token_ids) == 31
     assert one.finish_reason is FinishReason.STOP
-    (one,) = run(engine, Constraint("regex", "[ab]*"), ignore_eos=True, logit_bias={2: 100.0, 7: 100.0}, max_tokens=40)
+    (one,) = run(engine, Constraint("regex", "[ab]*"), ignore_eos=True, logit_bias={2: 100.0, 6: 100.0}, max_tokens=40)
     assert (len(one.token_ids), one.finish_reason) == (40, FinishReason.LENGTH)
 
 
@@ -213,6 +227,13 @@ def test_lenient_schemas_ignore_what_is_not_known(engine: LLMEngine, tokenizer: 
         engine, schema({"type": "array", "uniqueItems": True, "maxItems": 2, "items": {"const": 1}}, lenient=True)
     )
     assert isinstance(json.loads(text(tokenizer, one)), list)
+
+
+def test_an_ordinary_token_that_ends_texts(copy_model: Callable[..., Path], tokenizer: Tokenizer) -> None:
+    """A model may name `!` as its end: within a string it does not end the answer."""
+    engine = LLMEngine(config(model=copy_model(eos_token_id=[2, 7])))
+    done = run(engine, schema(PERSON), n=8, seed=3, logit_bias={7: 6.0})
+    assert all(json.loads(text(tokenizer, one)) for one in done if one.finish_reason is FinishReason.STOP)
 
 
 def test_aborts_while_compiling(engine: LLMEngine) -> None:
