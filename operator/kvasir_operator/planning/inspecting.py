@@ -1,15 +1,14 @@
-"""Looking at a model before replicas are made: one short pod for each source, whose result is kept in the status.
+"""Looking at a model before replicas are made: one short pod a source, whose result is kept in the status.
 
-| replicas are wanted, none of this revision is there | the source was looked at        | then                          |
-|-----------------------------------------------------|---------------------------------|-------------------------------|
-| no                                                  | any                             | pods that look go             |
-| yes                                                 | with a result                   | pods that look go             |
-| yes                                                 | in vain, or the model fits not, ten minutes ago | it is looked at again |
-| yes                                                 | by a pod that cannot start      | replicas are made all the same |
-| yes                                                 | by a pod for less than 45 s     | replicas wait                 |
-| yes                                                 | by another service's pod, for less than 45 s | replicas wait    |
-| yes                                                 | by a pod for longer             | replicas are made all the same |
-| yes                                                 | no                              | a pod is made; replicas wait  |
+| first replica wanted | the source                                                  | then                           |
+|----------------------|-------------------------------------------------------------|--------------------------------|
+| no                   | any                                                         | pods that look go              |
+| yes                  | was looked at                                               | pods that look go              |
+| yes                  | was looked at in vain, or fits on nothing, ten minutes ago  | it is looked at again          |
+| yes                  | cannot be looked at: the pod cannot start                   | replicas are made all the same |
+| yes                  | is looked at for less than 45 s, by whichever service's pod | replicas wait                  |
+| yes                  | is looked at for longer                                     | replicas are made all the same |
+| yes                  | is not looked at                                            | a pod is made, replicas wait   |
 
 So an inspection never keeps a replica from being made for long; a result that says that the model does not fit does.
 """
@@ -60,7 +59,7 @@ def look_at_model(snapshot: Snapshot, wanted: int, now: datetime) -> Look:
         return Look((_creation(snapshot),))
     if inspection.elsewhere is not None and now < inspection.elsewhere + PATIENCE:
         return Look(waits=True, due=now + POLL)
-    return Look((*leftover, _creation(snapshot)) if not leftover else leftover, waits=True, due=now + PATIENCE)
+    return Look((*leftover, _creation(snapshot)), waits=True, due=now + PATIENCE)
 
 
 def inspected(snapshot: Snapshot, now: datetime) -> InspectionStatus | None:

@@ -1,12 +1,13 @@
 """Where newcomers may go and whether they may come now: what placement says, applied to what the service wants.
 
-| placement says                                           | then                                                    |
-|----------------------------------------------------------|---------------------------------------------------------|
-| the model is being looked at, or fits on nothing here    | no replica of the newest revision is made, no old one gives way to one |
-| devices are kept for a service of a higher priority      | no replica is made, and those that wait for a node go   |
-| a replica gives its devices to such a service            | it is drained, and not called back                      |
-| a pod waits for a product that is taken, another is free | it is made anew on that one                             |
-| the model fits on some products                          | new pods go to the cheapest with room, else to any of them |
+| placement says                                  | then                                               |
+|-------------------------------------------------|----------------------------------------------------|
+| the model is looked at, or fits on nothing here | no replica of the newest revision is made          |
+| likewise, or devices are kept for others        | no old replica gives way to a new one              |
+| devices are kept for a higher priority          | no replica is made, those without a node go        |
+| a replica gives its devices to such a service   | it is drained, and not called back                 |
+| a pod's product is taken, another is free       | it is made anew on that one                        |
+| the model fits on some products                 | new pods go to the cheapest with room, else to any |
 """
 
 from collections.abc import Iterable

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from kvasir_operator.api.crd import ROOT
-from kvasir_operator.planning import drain, failures, gates, state, verdicts
+from kvasir_operator.placement import assessment
+from kvasir_operator.planning import drain, failures, gates, inspecting, placing, state, verdicts
 
 README = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
 
@@ -57,6 +58,9 @@ RENDERED = {
     "stages": table_in(inspect.getsource(state.Pod)),
     "gates": table_in(gates.__doc__ or ""),
     "drain": table_in(drain.__doc__ or ""),
+    "inspecting": table_in(inspecting.__doc__ or ""),
+    "assessment": table_in(assessment.__doc__ or ""),
+    "placing": table_in(placing.__doc__ or ""),
 }
 
 

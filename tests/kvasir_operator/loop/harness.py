@@ -28,7 +28,7 @@ from tests.kvasir_operator.loop.fake_cluster import (
 )
 
 KEY = ServiceKey("team", "tiny")
-SETTINGS = Settings(backoff_initial_seconds=0.5, backoff_max_seconds=4)
+SETTINGS = Settings(backoff_initial_seconds=0.5, backoff_max_seconds=4, inspect_models=False)
 
 
 class Loop:

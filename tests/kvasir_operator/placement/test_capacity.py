@@ -21,7 +21,7 @@ from kvasir_operator.placement.capacity import (
 from kvasir_operator.resources.quantities import times
 from kvasir_operator.settings import Settings
 from kvasir_runtime.contract.engine_args import EngineArgs
-from kvasir_runtime.contract.memory import PROCESS_BYTES, ModelShape, activation_bytes
+from kvasir_runtime.contract.memory import PROCESS_BYTES, ModelShape, activation_bytes, table_bytes
 from kvasir_runtime.contract.quantities import parse_bytes
 from tests.kvasir_operator.placement.models import BY_NAME, MODELS, PublicModel
 
@@ -55,23 +55,22 @@ class TestPublicModels:
     """On one device that is large enough, in the checkpoint's bfloat16."""
 
     def test_the_weights_are_two_bytes_for_each_parameter(self, model: PublicModel) -> None:
-        """Norms are kept in float32; of biases, and of norms beyond two a layer, the formula does not know."""
+        """Norms are kept in float32."""
         planned = fit(plan_capacity(spec(), ModelShape.from_hf_config(model.config), 400 * GIB)).plan
-        layers, hidden = model.config["num_hidden_layers"], model.config["hidden_size"]
-        matrices = model.parameters - model.norms - model.biases
-        assert planned.weights_bytes == 2 * matrices + 4 * hidden * (2 * layers + 1)
+        assert planned.weights_bytes == 2 * (model.parameters - model.norms) + 4 * model.norms
         assert planned.weights_bytes == pytest.approx(2 * model.parameters, rel=2e-4)
 
     def test_a_token_takes_keys_and_values_of_every_layer(self, model: PublicModel) -> None:
         planned = fit(plan_capacity(spec(), ModelShape.from_hf_config(model.config), 400 * GIB)).plan
         assert planned.kv_bytes_per_token == model.kv_bytes_per_token
 
-    def test_weights_activations_process_and_cache_are_the_devices_share(self, model: PublicModel) -> None:
+    def test_weights_tables_activations_process_and_cache_are_the_devices_share(self, model: PublicModel) -> None:
         """No byte is planned twice, and less than a block is left."""
         public = ModelShape.from_hf_config(model.config)
         planned = fit(plan_capacity(spec(), public, 400 * GIB)).plan
         activations = activation_bytes(public, "bfloat16", 2048, 128)
-        taken = planned.weights_bytes + activations + PROCESS_BYTES + planned.kv_bytes
+        tables = table_bytes(public, 128, public.max_position, 16)
+        taken = planned.weights_bytes + tables + activations + PROCESS_BYTES + planned.kv_bytes
         assert 0 <= int(400 * GIB * 0.9) - taken < 16 * model.kv_bytes_per_token
 
     def test_the_least_memory_fits_and_a_mebibyte_less_does_not(self, model: PublicModel) -> None:

@@ -5,11 +5,22 @@ from typing import Any
 import pytest
 
 from kvasir_operator.api.conditions import Reason
-from kvasir_operator.planning.failures import CHECKS, TABLE, Failure, failure_of, failure_of_refusal, worst
+from kvasir_operator.placement.capacity import Misfit, plan_capacity
+from kvasir_operator.planning.failures import (
+    CHECKS,
+    TABLE,
+    Failure,
+    failure_of,
+    failure_of_misfit,
+    failure_of_refusal,
+    worst,
+)
 from kvasir_operator.planning.reading import read_pod
 from kvasir_operator.planning.state import PodWarning, Refusal
 from kvasir_runtime.contract.failures import Cause, FailureReport
-from tests.kvasir_operator.planning.builders import NOW
+from kvasir_runtime.contract.memory import ModelShape
+from tests.kvasir_operator.placement.models import BY_NAME
+from tests.kvasir_operator.planning.builders import NOW, service
 
 
 def failed(pod: dict[str, Any], *warnings: PodWarning) -> Failure:
@@ -117,11 +128,6 @@ def crash(message: str = "", code: int = 1, reason: str = "Error"):
             Reason.POD_REFUSED,
             "no device",
         ),
-        (
-            manifest(conditions=[{"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown"}]),
-            Reason.NODE_LOST,
-            "node-1",
-        ),
     ],
 )
 def test_causes(pod, cause, words):
@@ -190,8 +196,31 @@ def test_a_restarted_engine_counts_as_failed_until_it_is_ready():
     assert failed(manifest(containerStatuses=[loading])).cause is Reason.ENGINE_DIED
 
 
+def test_a_silent_node_is_told_whatever_its_pods_said_last():
+    """What else is known of a pod was true when its node was last heard of: nothing of it counts any more."""
+    for pod in (manifest(), crash(report(Cause.ENGINE_DIED))):
+        failure = failure_of(read_pod(pod, silent_since=NOW))
+        assert failure is not None
+        assert (failure.cause, failure.message, failure.time) == (
+            Reason.NODE_LOST, "node node-1 does not report", NOW,
+        )  # fmt: skip
+
+
+def test_what_fits_on_nothing_names_the_fields_of_the_spec():
+    """The formula speaks of the engine's settings, people of the spec's."""
+    shape = ModelShape.from_hf_config(BY_NAME["Llama-3.1-8B"].config)
+    planned = plan_capacity(service(accelerator={"count": 1}).spec, shape, 24 << 30)
+    assert isinstance(planned, Misfit)
+    failure = failure_of_misfit(planned)
+    assert failure.cause is Reason.OUT_OF_MEMORY_KV_CACHE
+    assert failure.message.startswith("one sequence of spec.model.maxModelLen 131072 needs 16Gi of KV cache")
+    assert failure.remedy.startswith("What would fit: spec.model.maxModelLen at most ")
+
+
 def test_refused_writes():
-    """A quota is said to be one."""
+    """A quota is said to be one, whichever pod it keeps out."""
+    inspection = failure_of_refusal(Refusal("CreateInspection", "p", "exceeded quota", NOW))
+    assert inspection.cause is Reason.POD_REFUSED
     failure = failure_of_refusal(Refusal("CreatePod", "p", 'pods "p" is forbidden: exceeded quota', NOW))
     assert (failure.cause, "exceeded quota" in failure.message) == (Reason.POD_REFUSED, True)
 
