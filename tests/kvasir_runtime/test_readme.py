@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from kvasir_runtime.__main__ import COMMANDS, EXIT_STATUS
-from kvasir_runtime.contract import metric_names
 from kvasir_runtime.contract.engine_args import EngineArgs, ToolCallParser, flag_name
 from kvasir_runtime.contract.failures import Cause
 from kvasir_runtime.engine.messages import EngineReady, EngineStats
@@ -83,6 +82,7 @@ def test_metrics() -> None:
     metrics = Metrics("m", EngineArgs(model="m"))
     metrics.watch_draining(lambda: False)
     metrics.watch_sleep(lambda: 0)
+    metrics.watch_adapters(4, lambda: (set(), set()))
     ready = EngineReady(100, 10, 16, 10, 1, 1, "", "float32", {})
     metrics.engine_ready(ready, EngineStats, {"total": 1.0})
     exported = {}
@@ -91,7 +91,6 @@ def test_metrics() -> None:
         suffix = "_total" if family.type == "counter" else ""
         exported[family.name + suffix] = (family.type, ", ".join(labels))
     assert {name: (kind, labels) for name, kind, labels, _ in table("Metrics")} == exported
-    assert metric_names.LORA_REQUESTS_INFO not in exported
 
 
 def test_causes() -> None:
