@@ -89,6 +89,8 @@ class AdapterSlots:
         if digest:
             entry = self._entries[digest]
             entry.unfinished -= 1
+            if entry.unfinished == 0:
+                self._claimed.discard(digest)
             self._forget_if_done(digest, entry)
 
     def start_round(self) -> None:
@@ -119,6 +121,7 @@ class AdapterSlots:
         if entry.slot == NO_SLOT:
             self._take_slot(digest, entry, self._find_slot())
         entry.seated += 1
+        self._claimed.discard(digest)
         self._touch(entry)
         return entry.slot
 
