@@ -5,18 +5,19 @@ No engine runs on such devices: what is tested is who gets them, and what the op
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from e2e.support import services
+from e2e.support import files, model_servers, services
 from e2e.support.environment import Environment, program
 from e2e.support.kubectl import Kubectl, Object
 from e2e.support.waiting import wait_for
 
 TOLERATION = {"key": "kvasir.dev/api-only", "operator": "Exists"}
-MODEL = f"file://{services.NODE_MODELS}/tiny-llama"
-"""No volume that a scheduler would look for."""
+MODEL = "https://models.invalid/tiny-llama.tar"
+"""An archive: nobody looks into it beforehand, and no volume that a scheduler would look for."""
 TOLD_WITHIN = 60.0
 """Seconds: the scheduler tries again every minute at most, the operator looks every half."""
 
@@ -47,10 +48,10 @@ def gpus_of_the_real_node(count: int) -> Iterator[None]:
         program("e2e.cluster", "gpus", "0")
 
 
-def wants(kubectl: Kubectl, name: str, **accelerator: Any) -> None:
+def wants(kubectl: Kubectl, name: str, spec: Object | None = None, **accelerator: Any) -> None:
     """Apply a service that asks for devices and tolerates nodes without a machine."""
     asked: Object = {"accelerator": accelerator, "tolerations": [TOLERATION]}
-    kubectl.apply(services.inference_service(name, MODEL, **asked))
+    kubectl.apply(services.inference_service(name, MODEL, **asked, **(spec or {})))
 
 
 def told(kubectl: Kubectl, name: str, *words: str) -> str:
@@ -132,3 +133,59 @@ def test_a_service_that_waits_gets_devices_that_appear(own: Environment, kubectl
         allocated(kubectl, "later")
         kubectl.run("delete", "isvc", "later")
         wait_for("the pods to end", lambda: not kubectl.list("pods"), timeout=60)
+
+
+def test_a_higher_priority_takes_what_a_lower_one_has_above_its_floor(own: Environment, kubectl: Kubectl) -> None:
+    """Two replicas hold the two devices of the real node; one of them gives way, the other stays."""
+    space = kubectl.namespace
+    elastic = {"replicas": 2, "scaling": {"minReplicas": 1, "maxReplicas": 2}}
+    with gpus_of_the_real_node(2):
+        wants(kubectl, "batch", elastic, products=["L4"])
+        wait_for("both to have a device", lambda: placed(kubectl, "batch") == 2, timeout=TOLD_WITHIN)
+        wants(kubectl, "equal", products=["L4"])
+        told(kubectl, "equal", f"{space}/batch has 2", "place 1 in the queue")
+        wants(kubectl, "chat", {"priority": 10}, products=["L4"])
+        allocated(kubectl, "chat")
+        assert placed(kubectl, "batch") == 1
+        assert placed(kubectl, "equal") == 0, "what was freed is kept for the one that it was freed for"
+        told(kubectl, "batch", f"{space}/chat has 1")
+        events = kubectl.list("events")
+        assert any("a service of a higher priority needs its devices" in event["message"] for event in events)
+        kubectl.run("delete", "isvc", "chat", "equal")
+        wait_for("both to have a device again", lambda: placed(kubectl, "batch") == 2, timeout=TOLD_WITHIN)
+        kubectl.run("delete", "isvc", "batch")
+        wait_for("the pods to end", lambda: not kubectl.list("pods"), timeout=60)
+
+
+def placed(kubectl: Kubectl, name: str) -> int:
+    return sum(bool(pod["spec"].get("nodeName")) for pod in services.pods(kubectl, name))
+
+
+def test_the_cheapest_product_that_holds_the_model_is_taken(own: Environment, kubectl: Kubectl, tmp_path: Path) -> None:
+    """A model of 54 GB goes past the smaller product; what fits on none is refused, with the numbers and what would."""
+    for name in files.CONFIGS:
+        files.write_model(tmp_path / "models", name)
+    address = model_servers.address_for_pods(kubectl)
+    with (
+        model_servers.https(tmp_path / "models", address, tmp_path) as (base, certificate),
+        nodes("cheap-l4", "--gpus", "2", "--product", "NVIDIA-L4", "--memory", "23034"),
+        nodes("cheap-a100", "--gpus", "1", "--product", "NVIDIA-A100-SXM4-80GB", "--memory", "81920") as fits,
+    ):
+        kubectl.apply(model_servers.secret_of(certificate))
+        for name in ("gemma-2-27b", "llama-3.1-70b"):
+            source = {"uri": f"{base}/{name}", "secretName": "models"}
+            model = {"model": {"source": source, "maxModelLen": 4096}, "engine": {}}
+            wants(kubectl, name.replace(".", "-"), model)
+        assert allocated(kubectl, "gemma-2-27b") == fits
+        [pod] = services.pods(kubectl, "gemma-2-27b")
+        assert pod["metadata"]["annotations"]["kvasir.dev/products"] == "NVIDIA-A100-SXM4-80GB"
+        planned = services.status(kubectl, "gemma-2-27b")["capacity"]
+        assert planned["source"] == "planned"
+        assert 54e9 < planned["weights"] < 56e9
+        refused = services.wait_condition(
+            kubectl, "llama-3-1-70b", "CapacityFits", "False", "weights (131Gi)", timeout=TOLD_WITHIN
+        )
+        assert refused["reason"] == "OutOfMemoryWeights"
+        assert "a device with memory of at least" in refused["message"]
+        assert services.pods(kubectl, "llama-3-1-70b") == []
+        vanish(kubectl, "gemma-2-27b")

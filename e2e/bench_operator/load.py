@@ -28,7 +28,7 @@ def service(name: str) -> Object:
         "kind": "InferenceService",
         "metadata": {"name": name},
         "spec": {
-            "model": {"source": {"uri": "https://models.example/tiny"}, "maxModelLen": 1024},
+            "model": {"source": {"uri": "https://models.example/tiny.tar"}, "maxModelLen": 1024},
             "engine": {"kvCacheMemory": "64Mi"},
             "accelerator": {"vendor": "cpu"},
             "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}},

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from e2e.support.kubectl import Kubectl
+from e2e.support.kubectl import Kubectl, Object
 from e2e.support.waiting import wait_for
 
 
@@ -54,6 +54,16 @@ def https(folder: Path, address: str, scratch: Path) -> Iterator[tuple[str, str]
         server.shutdown()
         server.server_close()
         thread.join(timeout=10)
+
+
+SECRETS = "/var/run/secrets/kvasir/source"
+"""Where pods find the Secret of a source."""
+
+
+def secret_of(certificate: str, name: str = "models") -> Object:
+    """The Secret with which a source is trusted that `https` serves."""
+    data = {"ca.crt": certificate, "SSL_CERT_FILE": f"{SECRETS}/ca.crt"}
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": data}
 
 
 def _self_signed(address: str, certificate: Path, key: Path) -> None:

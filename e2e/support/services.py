@@ -16,6 +16,8 @@ NODE_MODELS = Path("/var/lib/kvasir/models")
 """Folder of the node from which the local overlay lets services take models."""
 TINY_LLAMA = ROOT / "tests" / "models" / "tiny-llama"
 SERVICE_LABEL = "kvasir.dev/service"
+REPLICA = "app.kubernetes.io/component=runtime"
+"""Label of pods that run the engine."""
 
 
 def put_model_on_node(name: str = "tiny-llama", source: Path = TINY_LLAMA) -> str:
@@ -53,8 +55,8 @@ def status(kubectl: Kubectl, name: str) -> Object:
 
 
 def pods(kubectl: Kubectl, name: str) -> list[Object]:
-    """Pods of the service that are not on their way out."""
-    found = kubectl.list("pods", f"{SERVICE_LABEL}={name}")
+    """Replicas of the service that are not on their way out."""
+    found = kubectl.list("pods", f"{SERVICE_LABEL}={name},{REPLICA}")
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 

@@ -72,7 +72,7 @@ class Outlooks:
         said = next((result for pod in looking if (result := result_of(pod, source, now)) is not None), None)
         shared = self._found.get(source)
         found = said or own or (shared if shared is not None and now < shared.time + VALID_FOR else None)
-        if found is not None and found.report is not None and (shared is None or shared.time < found.time):
+        if found is not None and (shared is None or shared.time < found.time):
             self._found[source] = found
             self._looking.pop(source, None)
         return found
