@@ -43,10 +43,14 @@ class KVState(_Message):
 
 
 class TokenState(_Message):
-    """Work at hand and speed: prompt tokens not yet computed, and rates over the last seconds."""
+    """Work at hand and speed: prompt tokens not yet computed, and rates over the last seconds.
+
+    `prefill_busy` is the share of those seconds that went into steps with prompts in them, 0..1.
+    """
 
     queued: int = 0
     prefill_per_s: float = 0.0
+    prefill_busy: float | None = None
     decode_per_s: float = 0.0
 
 
@@ -79,7 +83,7 @@ class CapacityState(_Message):
 class AdapterState(_Message):
     """One version of an adapter that is there, or on its way.
 
-    On `device` it has a slot of a batch, on `host` it waits in memory for one, on `disk` it is read when it is asked for.
+    On `device` it has a slot of a batch, on `host` it is in memory, on `disk` it is read when it is asked for.
     `refs` counts requests in flight. An older version whose requests still run has a row of its own.
     """
 

@@ -66,6 +66,7 @@ class EngineCore:
         self._grammars = GrammarQueue(self._grammar_backend().compile)
         self._num_requests = self._steps = 0
         self._prompt_tokens = self._generation_tokens = self._warmup_tokens = 0
+        self._prompt_seconds = 0.0
         self._last_check = 0.0
 
     def add_request(self, request: EngineRequest) -> None:
@@ -156,6 +157,8 @@ class EngineCore:
         self._keep_prompt_logprobs(result)
         self._steps += 1
         self._prompt_tokens += self._count_prompt_tokens(plan)
+        if len(plan.seats) > plan.num_single and self._scheduler.users_present:
+            self._prompt_seconds += time.monotonic() - now
         if not self._scheduler.users_present:
             self._warmup_tokens += self._count_warmup_tokens(plan)
         advanced = self._scheduler.update(plan, result.token_ids)
@@ -193,6 +196,7 @@ class EngineCore:
             prefix_hit_tokens=scheduler.kv.hit_tokens,
             preemptions=scheduler.preemptions,
             prompt_tokens=self._prompt_tokens,
+            prompt_seconds=self._prompt_seconds,
             generation_tokens=self._generation_tokens,
             warmup_tokens=self._warmup_tokens,
             steps=self._steps,

@@ -130,6 +130,7 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     preemptions: int = 0
     prompt_tokens: int = 0
+    prompt_seconds: float = 0.0
     generation_tokens: int = 0
     warmup_tokens: int = 0
     steps: int = 0

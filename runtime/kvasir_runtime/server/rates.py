@@ -17,12 +17,12 @@ MAX_SAMPLES: Final = 4096
 class Rates:
     """Samples of the engine's counters, and times to first token."""
 
-    _counts: deque[tuple[float, int, int]] = field(default_factory=deque)
+    _counts: deque[tuple[float, int, int, float]] = field(default_factory=deque)
     _first_tokens: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
 
     def sample(self, stats: EngineStats, now: float) -> None:
         """Remember the counters; call it every `SAMPLE_INTERVAL_S`."""
-        self._counts.append((now, stats.prompt_tokens, stats.generation_tokens))
+        self._counts.append((now, stats.prompt_tokens, stats.generation_tokens, stats.prompt_seconds))
         while now - self._counts[0][0] > RATE_WINDOW_S:
             self._counts.popleft()
 
@@ -35,6 +35,10 @@ class Rates:
 
     def decode_per_s(self, now: float) -> float:
         return self._per_second(2, now)
+
+    def prefill_busy(self, now: float) -> float:
+        """Share of the time that went into steps with prompts; a step is counted when it ends, so at most 1."""
+        return min(1.0, self._per_second(3, now))
 
     def first_token_quantile(self, share: float, now: float) -> float | None:
         """Nearest-rank quantile in seconds over the last minute; None without requests."""

@@ -48,6 +48,16 @@ def test_rates_over_ten_seconds():
     assert (rates.prefill_per_s(25.0), rates.decode_per_s(25.0)) == (600.0, 20.0)
 
 
+def test_share_of_the_time_that_prompts_took():
+    """2 s of the last 5; never more than all of it, though a step that began earlier is counted whole at its end."""
+    rates = Rates()
+    rates.sample(EngineStats(prompt_seconds=1.0), 20.0)
+    rates.sample(EngineStats(prompt_seconds=3.0), 25.0)
+    assert rates.prefill_busy(25.0) == 0.4
+    rates.sample(EngineStats(prompt_seconds=30.0), 26.0)
+    assert rates.prefill_busy(26.0) == 1.0
+
+
 def test_first_token_quantiles_of_the_last_minute():
     """Nearest rank over the last minute; none without requests."""
     rates = Rates()
