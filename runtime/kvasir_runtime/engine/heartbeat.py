@@ -4,8 +4,8 @@
 |--------------------------------------|------------|------------|----------|----------------------------|
 | idle, full queue, paused client      | come       | 0 or small | -        | alive                      |
 | a prefill of two minutes in one step | come       | grows      | grows    | alive                      |
-| process stopped, dead or wedged      | stop       | -          | -        | dead after 20 s            |
-| step waits for what never comes      | come       | grows      | stands   | dead after 20 s            |
+| process stopped, dead or wedged      | stop       | -          | -        | dead within 20 s           |
+| step waits for what never comes      | come       | grows      | stands   | dead within 20 s           |
 | step spins for ever                  | come       | grows      | grows    | dead after 10 minutes      |
 | still loading                        | may stop   | -          | -        | alive: start-up has its own probe |
 """
@@ -16,8 +16,8 @@ from typing import Final
 
 from kvasir_runtime.engine.messages import Heartbeat
 
-SILENCE_LIMIT_S: Final = 20.0
-"""Heartbeats come every second; after this long without one the process is stopped or wedged."""
+SILENCE_LIMIT_S: Final = 18.0
+"""Heartbeats come every second; after this long without one the process is stopped or wedged: known within 20 s."""
 
 STANDSTILL_LIMIT_S: Final = 18.0
 """A step this old, in which the process used no CPU, waits for something that will not come: known within 20 s."""

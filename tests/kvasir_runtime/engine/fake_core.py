@@ -1,9 +1,9 @@
 """An engine core without a model: repeats the prompt's tokens, and fails on demand.
 
-A request's `cache_salt` says what shall go wrong: `raise`, `exit`, `block` or `spin` in the next step, `slow` for a
-step of 50 ms, `refuse` when it arrives. The environment variable `FAKE_CORE_START` makes the start fail: `raise`,
-`oom`, `exit` or `block`. It remembers the token ids of background requests as cached, and lists prefixes and sleeps
-in pretence.
+A request's `cache_salt` says what shall go wrong: `raise`, `exit`, `disconnect`, `block` or `spin` in the next step,
+`slow` for a step of 50 ms, `refuse` when it arrives. The environment variable `FAKE_CORE_START` makes the start fail:
+`raise`, `oom`, `exit` or `block`. It remembers the token ids of background requests as cached, and lists prefixes and
+sleeps in pretence.
 """
 
 import os
@@ -187,6 +187,8 @@ def _misbehave(how: str) -> None:
             raise KvasirError(Cause.OUT_OF_MEMORY_WEIGHTS, "weights need 9Gi, the limit is 1Gi", "raise the limit")
         case "exit":
             os._exit(3)
+        case "disconnect":
+            os.closerange(3, 256)
         case "block":
             threading.Event().wait()
         case "spin":

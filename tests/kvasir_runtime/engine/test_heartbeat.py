@@ -19,8 +19,8 @@ def monitor_after(beats: int, *, step: bool = False, cpu_per_second: float = 0.0
     ("monitor", "now", "alive", "message"),
     [
         (monitor_after(100), 100.5, True, ""),
-        (monitor_after(100), 119.9, True, ""),
-        (monitor_after(100), 120.1, False, "no heartbeat for 20 s"),
+        (monitor_after(100), 117.9, True, ""),
+        (monitor_after(100), 118.1, False, "no heartbeat for 18 s"),
         (monitor_after(120, step=True, cpu_per_second=1.0), 120.5, True, ""),
         (monitor_after(18, step=True), 18.9, True, ""),
         (monitor_after(20, step=True), 20.0, False, "a step has run for 20 s and uses no CPU"),
@@ -30,10 +30,10 @@ def monitor_after(beats: int, *, step: bool = False, cpu_per_second: float = 0.0
         (HeartbeatMonitor(), 1000.0, True, "loading"),
     ],
     ids=[
-        "idle",
+        "idle-or-full-queue-or-paused-client",
         "late",
         "silent",
-        "long-prefill",
+        "prefill-of-two-minutes",
         "young-step",
         "just-stuck",
         "stuck",

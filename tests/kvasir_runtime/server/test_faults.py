@@ -74,6 +74,19 @@ async def test_engine_exits_silently(start_server):
     assert_failed(server, whole, stream, "exited with status 3")
 
 
+async def test_peer_gone(start_server):
+    """An engine whose sockets to the front end are gone ends, and nobody waits for it."""
+    server = start_server().wait_ready()
+    engine = server.engine_pid
+    whole, stream = await break_under_load(server, lambda: complete_in_background(server, cache_salt="disconnect"))
+    assert whole.status_code == 500
+    assert whole.json()["error"]["code"] == "engine_died"
+    assert b'"code":"engine_died"' in stream
+    assert await asyncio.to_thread(server.process.wait, 15) == 1
+    assert server.failure["cause"] == Cause.ENGINE_DIED
+    assert not is_running(engine)
+
+
 def test_engine_dies_idle(start_server):
     """Nobody needs to ask anything for a dead engine to end the process."""
     server = start_server().wait_ready()
@@ -117,7 +130,7 @@ def test_sigterm_with_a_stopped_engine(start_server):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_engine_stopped(start_server):
-    """SIGSTOP: alive for a while, dead after 20 s, then errors to all clients, exit 1, and no engine left."""
+    """SIGSTOP: alive for a while, dead within 20 s, then errors to all clients, exit 1, and no engine left."""
     server = start_server().wait_ready()
     engine = server.engine_pid
     stopped_at = 0.0
@@ -128,10 +141,10 @@ async def test_engine_stopped(start_server):
         os.kill(engine, signal.SIGSTOP)
         threading.Event().wait(10)
         assert server.probe("/livez").status_code == 200
-        wait_until(lambda: server.probe("/livez").status_code == 503, timeout_s=15)
+        wait_until(lambda: server.probe("/livez").status_code == 503, timeout_s=stopped_at + 20 - time.monotonic())
 
     whole, stream = await break_under_load(server, stop)
-    assert 20 <= time.monotonic() - stopped_at < 45
+    assert time.monotonic() - stopped_at < 45
     assert_failed(server, whole, stream, "the engine does not respond: no heartbeat for")
     assert not is_running(engine)
 
@@ -139,12 +152,33 @@ async def test_engine_stopped(start_server):
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_stuck_step(start_server):
-    """A step that waits for ever without using the CPU is dead after 20 s."""
+    """A step that waits for ever without using the CPU is dead within 20 s."""
     server = start_server().wait_ready()
     complete_in_background(server, cache_salt="block")
-    wait_until(lambda: server.probe("/livez").status_code == 503, timeout_s=40)
+    wait_until(lambda: server.probe("/livez").status_code == 503, timeout_s=20.5)  # half a second to be sent
     assert "uses no CPU: it is stuck" in server.probe("/livez").json()["message"]
     assert server.process.wait(30) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+async def test_full_queue_and_paused_client_are_alive(start_server):
+    """Half a minute of a full queue and of a client that reads nothing: alive and ready all the while."""
+    server = start_server("--max-num-seqs", "1", "--max-queued-requests", "1").wait_ready()
+    body = {**SLOW, "max_tokens": 2000, "stream": True}
+    async with (
+        httpx.AsyncClient(timeout=60) as client,
+        client.stream("POST", f"{server.url}/v1/completions", json=body) as paused,
+    ):
+        assert paused.status_code == 200
+        queued = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=body))
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            await asyncio.to_thread(threading.Event().wait, 1)
+            assert (await client.get(f"{server.admin_url}/livez")).status_code == 200
+            assert (await client.get(f"{server.admin_url}/readyz")).status_code == 200
+        assert (await client.post(f"{server.url}/v1/completions", json=SLOW)).status_code == 429
+        queued.cancel()
 
 
 @pytest.mark.slow

@@ -4,13 +4,14 @@ import functools
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 from hypothesis import given, settings
 
 from tests.kvasir_runtime.server.fuzz import SETTINGS, check, requests
-from tests.kvasir_runtime.server.harness import Server, has_ended, launch, wait_until
+from tests.kvasir_runtime.server.harness import Server, call, has_ended, launch, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -105,6 +106,23 @@ def test_every_sane_request_is_served(real, sent):
     """Whatever the combination of fields within their bounds, the engine survives it."""
     check(real, *sent)
     assert real.probe("/livez").status_code == 200
+
+
+def test_more_streams_than_blocks(tmp_path):
+    """With blocks for two long sequences, sixteen requests are preempted and computed again; all are right."""
+    server = launch(tmp_path, "--num-threads", "1", "--kv-cache-memory", "512Ki", "--max-model-len", "160", fake=False)
+    wait_until(server._is_ready, timeout_s=90)
+    body = {"temperature": 0, "max_tokens": 120, "ignore_eos": True}
+    prompts = [f"def function_{number}(" for number in range(16)]
+    alone = [server.complete(prompt=prompt, **body).json()["choices"][0]["text"] for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(lambda prompt: server.complete(prompt=prompt, **body).json(), prompts))
+    assert [reply["usage"]["completion_tokens"] for reply in together] == [120] * 16
+    assert [reply["choices"][0]["text"] for reply in together] == alone
+    metrics = call("GET", f"{server.url}/metrics").text
+    assert 'vllm:num_preemptions_total{engine="0",model_name="tiny-llama"} 0.0' not in metrics
+    assert server.probe("/livez").status_code == 200
+    assert server.stop() == 0
 
 
 def test_every_process_killed_in_turn(tmp_path):
