@@ -15,13 +15,14 @@ from typing import Any, Final
 
 from kvasir_runtime import cli
 from kvasir_runtime.contract.engine_args import EngineArgs
+from kvasir_runtime.contract.engine_memory import memory_question
 from kvasir_runtime.contract.failures import (
     Cause,
     KvasirError,
     write_termination_message,
     write_termination_text,
 )
-from kvasir_runtime.contract.memory import DTYPE_BYTES, MemoryPlan, MemoryQuestion, ModelShape, plan_memory
+from kvasir_runtime.contract.memory import MemoryPlan, MemoryQuestion, ModelShape, plan_memory
 from kvasir_runtime.contract.model_report import ModelReport, architecture_of
 from kvasir_runtime.contract.quantities import format_bytes, parse_bytes
 from kvasir_runtime.fetch.retry import RetryPolicy
@@ -234,23 +235,10 @@ def _planned(plan: MemoryPlan, question: MemoryQuestion) -> dict[str, Any]:
 
 
 def _question(args: EngineArgs, shape: ModelShape, limit: int) -> MemoryQuestion:
-    dtype = args.dtype if args.dtype != "auto" else shape.dtype
-    if dtype not in DTYPE_BYTES:
-        known = ", ".join(DTYPE_BYTES)
-        raise KvasirError(Cause.MODEL_UNSUPPORTED, f"dtype must be one of {known}, got {dtype!r}", "give --dtype")
-    return MemoryQuestion(
-        shape=shape,
-        dtype=dtype,
-        quantization="none" if args.quantization == "auto" else args.quantization,
-        kv_dtype=dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype,
-        block_size=args.block_size,
-        max_model_len=args.max_model_len or shape.max_position,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        limit=limit,
-        utilization=args.gpu_memory_utilization,
-        kv_cache_memory=args.kv_cache_memory,
-    )
+    try:
+        return memory_question(args, shape, limit)
+    except ValueError as error:
+        raise KvasirError(Cause.MODEL_UNSUPPORTED, str(error), "give --dtype") from None
 
 
 def _memory_limit(given: str | None) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
+from kvasir_runtime.contract.memory import MAX_LOGIT_BIASES
 from kvasir_runtime.structured.constraint import Constraint
 
 
@@ -68,8 +69,11 @@ _CHECKS: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "presence_penalty": _between(-2, 2),
     "frequency_penalty": _between(-2, 2),
     "logit_bias": (
-        lambda value: all(math.isfinite(bias) and -100 <= bias <= 100 for bias in value.values()),
-        "a map from token ids to values between -100 and 100",
+        lambda value: (
+            len(value) <= MAX_LOGIT_BIASES
+            and all(math.isfinite(bias) and -100 <= bias <= 100 for bias in value.values())
+        ),
+        f"a map of at most {MAX_LOGIT_BIASES} token ids to values between -100 and 100",
     ),
     "seed": (lambda value: -(2**63) <= value < 2**63, "a 64-bit integer"),
     "stop": (all, "made of non-empty strings"),

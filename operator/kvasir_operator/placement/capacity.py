@@ -15,10 +15,10 @@ from kvasir_operator.api.status import CapacityStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
 from kvasir_operator.resources.quantities import container_resources
 from kvasir_operator.settings import Settings
+from kvasir_runtime.contract import engine_memory
 from kvasir_runtime.contract.engine_args import EngineArgs
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.contract.memory import (
-    DTYPE_BYTES,
     MemoryPlan,
     MemoryQuestion,
     ModelShape,
@@ -89,24 +89,8 @@ def plan_capacity(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> 
 
 def memory_question(spec: InferenceServiceSpec, shape: ModelShape, limit: int) -> MemoryQuestion:
     """What the engine will ask the formula. What the spec leaves open is the engine's default."""
-    args = engine_args(spec)
-    on_cpu = _on_cpu(spec.accelerator)
-    dtype = _resolve_dtype(args.dtype, shape, on_cpu=on_cpu)
-    return MemoryQuestion(
-        shape=shape,
-        dtype=dtype,
-        quantization="none" if args.quantization == "auto" else args.quantization,
-        kv_dtype=dtype if args.kv_cache_dtype == "auto" else args.kv_cache_dtype,
-        block_size=args.block_size,
-        max_model_len=args.max_model_len or shape.max_position,
-        max_num_seqs=args.max_num_seqs,
-        max_num_batched_tokens=args.max_num_batched_tokens,
-        limit=limit,
-        utilization=args.gpu_memory_utilization,
-        kv_cache_memory=args.kv_cache_memory,
-        tensor_parallel=args.tensor_parallel_size,
-        device="cpu" if on_cpu else "cuda",
-    )
+    device = "cpu" if _on_cpu(spec.accelerator) else "cuda"
+    return engine_memory.memory_question(engine_args(spec), shape, limit, device)
 
 
 def engine_args(spec: InferenceServiceSpec) -> EngineArgs:
@@ -144,17 +128,6 @@ def _tensor_parallel(spec: InferenceServiceSpec) -> int:
     if accelerator is None or accelerator.resource() is None:
         return 1
     return spec.parallelism.tensor or accelerator.count // spec.parallelism.pipeline
-
-
-def _resolve_dtype(asked: str, shape: ModelShape, *, on_cpu: bool) -> str:
-    """The type that the engine computes in: on CPUs bfloat16 in place of a checkpoint's float16, as the engine does."""
-    dtype = shape.dtype if asked == "auto" else asked
-    if asked == "auto" and on_cpu and dtype == "float16":
-        dtype = "bfloat16"
-    if dtype not in DTYPE_BYTES:
-        msg = f"dtype must be one of {', '.join(DTYPE_BYTES)}, got {dtype!r}"
-        raise ValueError(msg)
-    return dtype
 
 
 def _ways(question: MemoryQuestion, *, on_cpu: bool) -> Iterator[str]:

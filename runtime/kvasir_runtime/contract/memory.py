@@ -1,8 +1,9 @@
 """How many bytes a model takes: one formula for the webhook, the planner and the engine itself. Standard library only.
 
-    weights + adapters + activations(max_num_batched_tokens) + KV blocks <= memory limit x utilization
+    weights + adapters + tables + activations(max_num_batched_tokens) + KV blocks <= memory limit x utilization
 
 with KV bytes per token = 2 x layers x kv_heads x head_dim x bytes, and a place of the largest rank for each adapter.
+Tables are what is kept beside the KV for each sequence that may run, and for each position.
 The engine allocates by this plan, never by what looks free at the moment, so that what is planned is what is taken.
 """
 
@@ -22,11 +23,14 @@ PROCESS_BYTES: Final = 512 * 1024**2
 SAMPLED_AT_ONCE: Final = 1 << 21
 """Logits (rows x vocabulary) that random choices and prompt log-probabilities work on at the same time."""
 
+TOKENS_LOOKED_UP_AT_ONCE: Final = 1 << 18
+"""Tokens whose penalties are worked out at the same time, however many long sequences are penalized."""
+
+MAX_LOGIT_BIASES: Final = 1024
+"""Most entries in a request's `logit_bias`."""
+
 LORA_RANK_STEP: Final = 16
 """Adapters are kept with their rank rounded up to a multiple of this: as many numbers as a vector holds."""
-
-SAMPLED_AT_ONCE: Final = 1 << 21
-"""Logits (rows x vocabulary) that random choices and prompt log-probabilities work on at the same time."""
 
 UNLIMITED_CPU_KV_BYTES: Final = 4 * 1024**3
 """Most that the KV cache takes by itself on a machine whose memory nobody limited: others live there too."""
@@ -47,11 +51,19 @@ class ModelShape:
     tie_embeddings: bool
     dtype: str
     num_experts: int = 1
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    norms_per_layer: int = 2
+    rotary_tables: int = 1
 
     @classmethod
     def from_hf_config(cls, config: Mapping[str, Any]) -> "ModelShape":
         """Read a Hugging Face config.json. Raises ValueError that names the key."""
-        gemma = str(config.get("model_type", "")).startswith("gemma")
+        kind = str(config.get("model_type", ""))
+        gemma, gemma3 = kind.startswith("gemma"), kind.startswith("gemma3")
+        bias = bool(config.get("attention_bias")) and kind != "qwen2"
         heads, hidden = _positive(config, "num_attention_heads"), _positive(config, "hidden_size")
         return cls(
             num_layers=_positive(config, "num_hidden_layers"),
@@ -61,10 +73,16 @@ class ModelShape:
             num_kv_heads=_positive(config, "num_key_value_heads", heads),
             head_dim=_positive(config, "head_dim", 256 if gemma else max(1, hidden // heads)),
             vocab_size=_positive(config, "vocab_size"),
-            max_position=_positive(config, "max_position_embeddings", 2048),
+            max_position=_positive(config, "max_position_embeddings", 131_072 if gemma3 else 2048),
             tie_embeddings=bool(config.get("tie_word_embeddings", gemma)),
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
-            num_experts=_positive(config, "num_local_experts", 1),
+            num_experts=_positive(config, "num_local_experts", 8 if kind == "mixtral" else 1),
+            qkv_bias=bias or kind == "qwen2",
+            output_bias=bias,
+            mlp_bias=bool(config.get("mlp_bias")) and kind == "llama",
+            qk_norm=kind == "qwen3" or gemma3,
+            norms_per_layer=4 if gemma else 2,
+            rotary_tables=2 if gemma3 else 1,
         )
 
     @property
@@ -83,6 +101,19 @@ class ModelShape:
         """Output features of all projections of all layers: each has a scale and a sum when weights are quantized."""
         attention = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) + self.hidden_size
         return self.num_layers * (attention + self.num_experts * (2 * self.intermediate_size + self.hidden_size))
+
+    @property
+    def bias_parameters(self) -> int:
+        """Of the projections that have a bias."""
+        qkv = self.head_dim * (self.num_heads + 2 * self.num_kv_heads) if self.qkv_bias else 0
+        mlp = self.num_experts * (2 * self.intermediate_size + self.hidden_size) if self.mlp_bias else 0
+        return self.num_layers * (qkv + (self.hidden_size if self.output_bias else 0) + mlp)
+
+    @property
+    def norm_parameters(self) -> int:
+        """Of all layers' norms, those of single heads included, and the last one."""
+        heads = 2 * self.head_dim if self.qk_norm else 0
+        return self.num_layers * (self.norms_per_layer * self.hidden_size + heads) + self.hidden_size
 
     @property
     def lora_features(self) -> int:
@@ -129,6 +160,7 @@ class MemoryPlan:
     block_size: int
     num_blocks: int
     adapter_bytes: int = 0
+    table_bytes: int = 0
 
     @property
     def kv_bytes(self) -> int:
@@ -146,7 +178,7 @@ class MemoryPlan:
 def weight_bytes(
     shape: ModelShape, dtype: str, quantization: str = "none", tensor_parallel: int = 1, device: str = "cpu"
 ) -> int:
-    """Bytes of the weights on one rank. The embedding is never quantized; norms are kept in float32.
+    """Bytes of the weights on one rank. The embedding is never quantized; norms, and biases of int8, are float32.
 
     On CPU a tied output projection is a table of its own, since it is packed for its kernel.
     """
@@ -159,9 +191,10 @@ def weight_bytes(
         scales, size_of_projection = 8 * (shape.linear_outputs + heads * shape.vocab_size), 1
     else:
         size_of_projection = size
-    norms = 4 * shape.hidden_size * (2 * shape.num_layers + 1)
+    biases = shape.bias_parameters * (4 if quantization == "int8" else size)
+    norms = 4 * shape.norm_parameters
     routers = shape.num_layers * shape.num_experts * shape.hidden_size * size if shape.num_experts > 1 else 0
-    sharded = projections * size_of_projection + scales + shape.embedding_parameters * size
+    sharded = projections * size_of_projection + scales + biases + shape.embedding_parameters * size
     return math.ceil(sharded / tensor_parallel) + norms + routers
 
 
@@ -184,12 +217,39 @@ def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, tensor_parallel: int = 
     return 2 * shape.num_layers * kv_heads * shape.head_dim * DTYPE_BYTES[kv_dtype]
 
 
+def table_bytes(shape: ModelShape, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
+    """Bytes of what is kept for each position (cosines and sines) and for each sequence that may run.
+
+    A sequence has its tokens, its block table, and its biases and forbidden tokens: 32 bytes each, twice
+    `MAX_LOGIT_BIASES` at most. Penalties are worked out from its tokens, in portions that are counted here.
+    """
+    rotary = 4 * shape.rotary_tables * max_model_len * shape.head_dim
+    sequence = 4 * (max_model_len + 1) + 4 * math.ceil(max_model_len / block_size) + 2 * 32 * MAX_LOGIT_BIASES
+    looked_up = 32 * min(max_num_seqs * (max_model_len + 1), TOKENS_LOOKED_UP_AT_ONCE)
+    return rotary + max_num_seqs * sequence + looked_up
+
+
 def activation_bytes(shape: ModelShape, dtype: str, max_num_batched_tokens: int, max_num_seqs: int) -> int:
-    """Peak bytes of a step: the widest layer's tensors for all rows, and three copies of the float32 logits."""
+    """Peak bytes of a step: the widest layer's tensors for all rows, then the logits and what choosing from them takes.
+
+    Logits are there in the model's dtype, in float32 and as log-probabilities; a choice from a sorted distribution
+    takes 40 bytes an entry, in portions of `SAMPLED_AT_ONCE`.
+    """
     size = DTYPE_BYTES[dtype]
     attention = shape.head_dim * (2 * shape.num_heads + 2 * shape.num_kv_heads)
     row = size * (4 * shape.hidden_size + max(attention, 3 * shape.intermediate_size))
-    return max_num_batched_tokens * row + 3 * 4 * max_num_seqs * shape.vocab_size
+    logits = max_num_seqs * shape.vocab_size
+    return max_num_batched_tokens * row + 3 * 4 * logits + 40 * min(logits, SAMPLED_AT_ONCE)
+
+
+def resolve_dtype(asked: str, stored: str, device: str) -> str:
+    """The type that weights and activations get; `auto` is the checkpoint's own.
+
+    On CPUs bfloat16 takes the place of a checkpoint's float16, which they multiply an order of magnitude slower.
+    """
+    if asked != "auto":
+        return asked
+    return "bfloat16" if device == "cpu" and stored == "float16" else stored
 
 
 def plan_memory(question: MemoryQuestion) -> MemoryPlan:
@@ -203,21 +263,22 @@ def plan_memory(question: MemoryQuestion) -> MemoryPlan:
     activations = activation_bytes(q.shape, q.dtype, q.max_num_batched_tokens, q.max_num_seqs)
     per_token = kv_bytes_per_token(q.shape, q.kv_dtype, q.tensor_parallel)
     adapters = q.num_adapters * adapter_bytes(q.shape, q.dtype, q.max_lora_rank)
+    tables = table_bytes(q.shape, q.max_num_seqs, q.max_model_len, q.block_size)
     usable = int(q.limit * q.utilization)
-    taken = weights + adapters + activations + PROCESS_BYTES
+    taken = weights + adapters + tables + activations + PROCESS_BYTES
     if taken > usable:
-        raise _weights_do_not_fit(q, weights, adapters, activations, usable)
+        raise _weights_do_not_fit(q, weights, adapters, tables, activations, usable)
     block = q.block_size * per_token
     needed_blocks = math.ceil(q.max_model_len / q.block_size) + 1
     budget = _kv_budget(q, usable - taken, needed_blocks * block, per_token)
-    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block, adapters)
+    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block, adapters, tables)
     if plan.num_blocks < needed_blocks:
         raise _kv_does_not_fit(q, budget, needed_blocks * block, (budget // block - 1) * q.block_size)
     if plan.kv_bytes > usable - taken:
         raise KvasirError(
             Cause.OUT_OF_MEMORY_KV_CACHE,
             f"kv_cache_memory {format_bytes(plan.kv_bytes)} is more than the {format_bytes(usable - taken)} that the "
-            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights, adapters and activations",
+            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights, tables and activations",
             "lower kv_cache_memory or raise the memory limit to at least "
             f"{format_bytes((plan.kv_bytes + taken) / q.utilization)}",
             needed=plan.kv_bytes + taken,
@@ -238,17 +299,18 @@ def _kv_budget(question: MemoryQuestion, left: int, one_sequence: int, per_token
 
 
 def _weights_do_not_fit(
-    question: MemoryQuestion, weights: int, adapters: int, activations: int, usable: int
+    question: MemoryQuestion, weights: int, adapters: int, tables: int, activations: int, usable: int
 ) -> KvasirError:
-    needed = weights + adapters + activations + PROCESS_BYTES
+    needed = weights + adapters + tables + activations + PROCESS_BYTES
     loras = f"{question.num_adapters} adapters ({format_bytes(adapters)}), " if adapters else ""
     return KvasirError(
         Cause.OUT_OF_MEMORY_WEIGHTS,
-        f"weights ({format_bytes(weights)}), {loras}activations ({format_bytes(activations)}) and the process "
+        f"weights ({format_bytes(weights)}), {loras}activations ({format_bytes(activations)}), tables of "
+        f"{question.max_num_seqs} sequences ({format_bytes(tables)}) and the process "
         f"({format_bytes(PROCESS_BYTES)}) need {format_bytes(needed)}, the memory limit is "
         f"{format_bytes(question.limit)} x {question.utilization:g} = {format_bytes(usable)}",
         f"raise the memory limit to at least {format_bytes(math.ceil(needed / question.utilization))}, "
-        "or choose a smaller model, quantization or max_num_batched_tokens",
+        "or choose a smaller model, quantization, max_num_batched_tokens or max_num_seqs",
         needed=needed,
         limit=question.limit,
         weights=weights,

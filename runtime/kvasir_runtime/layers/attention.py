@@ -44,7 +44,7 @@ class Attention:
     def _head_norm(config: DecoderConfig, load: LoadContext, name: str) -> RMSNorm | None:
         if not config.qk_norm:
             return None
-        return RMSNorm(load.load(name, config.head_dim), config.norm_eps, load.ops, config.norm_offset)
+        return RMSNorm(load.norm(name, config.head_dim), config.norm_eps, load.ops, config.norm_offset)
 
     def __call__(self, x_TD: Tensor, kv_2BKSC: Tensor, step: AttentionMetadata) -> Tensor:
         spec = self.spec

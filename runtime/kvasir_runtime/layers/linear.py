@@ -31,6 +31,12 @@ class LoadContext:
         self.taken.append(tensor.nbytes)
         return tensor
 
+    def norm(self, name: str, size: int) -> Tensor:
+        """A norm's weight as the checkpoint in the engine's dtype has it, kept in float32."""
+        tensor = self.checkpoint.tensor(name, (size,)).to(self.dtype, copy=True).float()
+        self.taken.append(tensor.nbytes)
+        return tensor
+
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
         """A weight in the form of this device and quantization."""
         packed = self.method.pack(weight_OI, bias_O)

@@ -9,7 +9,7 @@ class RMSNorm:
     """Normalises the last dimension. `offset` is added to the weight (1 in Gemma, whose weights are stored less 1)."""
 
     def __init__(self, weight_D: Tensor, eps: float, ops: Ops, offset: float = 0.0) -> None:
-        self.weight_D = weight_D.float() + offset
+        self.weight_D = weight_D if offset == 0 else weight_D + offset
         self.eps = eps
         self.ops = ops
 

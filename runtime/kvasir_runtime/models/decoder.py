@@ -94,7 +94,7 @@ class DecoderModel:
 
 
 def load_norm(config: DecoderConfig, load: LoadContext, prefix: str) -> RMSNorm:
-    return RMSNorm(load.load(f"{prefix}.weight", config.hidden_size), config.norm_eps, load.ops, config.norm_offset)
+    return RMSNorm(load.norm(f"{prefix}.weight", config.hidden_size), config.norm_eps, load.ops, config.norm_offset)
 
 
 def layer_rope(config: DecoderConfig, layer: int) -> RopeConfig:

@@ -13,7 +13,14 @@ from kvasir_runtime.attention.cpu_backend import CpuBackend, supports
 from kvasir_runtime.attention.reference import ReferenceBackend
 from kvasir_runtime.config import AdapterConfig, EngineConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
-from kvasir_runtime.contract.memory import MemoryPlan, MemoryQuestion, ModelShape, plan_memory, resident_adapters
+from kvasir_runtime.contract.memory import (
+    MemoryPlan,
+    MemoryQuestion,
+    ModelShape,
+    plan_memory,
+    resident_adapters,
+    resolve_dtype,
+)
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import EngineReady, StartupProgress
 from kvasir_runtime.kernels.cpu.library import load_library
@@ -84,7 +91,7 @@ def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
         vocab_size=resolved.decoder.vocab_size,
         block_size=config.cache.block_size,
         num_blocks=plan.num_blocks,
-        weights_bytes=plan.weights_bytes,
+        weights_bytes=model.nbytes,
         kv_bytes_per_token=plan.kv_bytes_per_token,
         model_digest=digest,
         dtype=resolved.dtype,
@@ -103,9 +110,7 @@ def resolve(config: EngineConfig) -> Resolved:
         shape = ModelShape.from_hf_config(hf.values)
     except ValueError as error:
         raise KvasirError(Cause.MODEL_INVALID, f"{config.model}: {error}") from error
-    dtype = config.dtype
-    if dtype == "auto":  # CPUs multiply float16 an order of magnitude slower than bfloat16
-        dtype = "bfloat16" if shape.dtype == "float16" else shape.dtype
+    dtype = resolve_dtype(config.dtype, shape.dtype, "cpu")
     if dtype not in DTYPES:
         raise KvasirError(
             Cause.MODEL_UNSUPPORTED, f"dtype {dtype!r} is not supported", f"supported: {', '.join(DTYPES)}"

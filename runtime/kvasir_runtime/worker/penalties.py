@@ -9,19 +9,16 @@ Shape suffixes: R rows, V vocabulary, P penalized rows, L tokens of the longest 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from kvasir_runtime.contract.memory import TOKENS_LOOKED_UP_AT_ONCE
 from kvasir_runtime.core.scheduler_output import Seating
 
 Ints = npt.NDArray[np.int64]
-
-TOKENS_AT_ONCE: Final = 1 << 18
-"""Bounds what the indices and values of a step take: some 8 MB, however many long sequences are penalized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +104,6 @@ class Penalties:
 
 def _portions(rows: Ints, lengths: Ints) -> Iterator[Ints]:
     if len(rows):
-        count = max(1, TOKENS_AT_ONCE // int(lengths[rows].max()))
+        count = max(1, TOKENS_LOOKED_UP_AT_ONCE // int(lengths[rows].max()))
         for start in range(0, len(rows), count):
             yield rows[start : start + count]

@@ -13,6 +13,8 @@ from kvasir_runtime.contract.memory import (
     activation_bytes,
     kv_bytes_per_token,
     plan_memory,
+    resolve_dtype,
+    table_bytes,
     weight_bytes,
 )
 
@@ -30,6 +32,9 @@ LLAMA_8B: dict[str, Any] = {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+
+
+KINDS = ("llama", "mistral", "mixtral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
 
 def question(**changes: Any) -> MemoryQuestion:
@@ -70,11 +75,54 @@ def test_int8_halves_the_projections_but_not_the_embedding() -> None:
     assert weight_bytes(shape, "bfloat16", "int8") == expected
 
 
+def test_biases_and_further_norms_count() -> None:
+    """Qwen 2: biases on queries, keys and values; Qwen 3: norms of heads; Gemma 2: four norms a layer; Gemma 3: both."""
+    config = LLAMA_8B | {"num_hidden_layers": 2, "head_dim": 128}
+    shapes = {kind: ModelShape.from_hf_config(config | {"model_type": kind}) for kind in KINDS}
+    assert {kind: shape.bias_parameters for kind, shape in shapes.items() if shape.bias_parameters} == {
+        "qwen2": 2 * (4096 + 2 * 1024)
+    }
+    heads = {"qwen3": 2 * 128, "gemma3_text": 2 * 128}
+    for kind, shape in shapes.items():
+        layer = (4 if kind.startswith("gemma") else 2) * 4096 + heads.get(kind, 0)
+        assert shape.norm_parameters == 2 * layer + 4096, kind
+    biased = ModelShape.from_hf_config(config | {"attention_bias": True, "mlp_bias": True})
+    assert biased.bias_parameters == 2 * (4096 + 2 * 1024 + 4096 + 2 * 14336 + 4096)
+    plain, quantized = (weight_bytes(biased, "bfloat16", method) for method in ("none", "int8"))
+    without = ModelShape.from_hf_config(config)
+    assert plain - weight_bytes(without, "bfloat16") == 2 * biased.bias_parameters
+    assert quantized - weight_bytes(without, "bfloat16", "int8") == 4 * biased.bias_parameters
+
+
+def test_tables_by_hand() -> None:
+    """Rotary tables once; tokens, block table and biases for each sequence; Gemma 3 has two rotary tables."""
+    shape = ModelShape.from_hf_config(LLAMA_8B)
+    sequence = 4 * 8193 + 4 * 512 + 64 * 1024
+    assert table_bytes(shape, 8, 8192, 16) == 4 * 8192 * 128 + 8 * sequence + 32 * 8 * 8193
+    assert table_bytes(shape, 128, 8192, 16) == 4 * 8192 * 128 + 128 * sequence + 32 * 2**18
+    local = ModelShape.from_hf_config(LLAMA_8B | {"model_type": "gemma3_text", "head_dim": 128})
+    assert table_bytes(local, 8, 8192, 16) - table_bytes(shape, 8, 8192, 16) == 4 * 8192 * 128
+
+
+@pytest.mark.parametrize(
+    ("asked", "stored", "device", "expected"),
+    [
+        ("auto", "float16", "cpu", "bfloat16"),
+        ("auto", "float16", "cuda", "float16"),
+        ("auto", "float32", "cpu", "float32"),
+        ("float16", "float16", "cpu", "float16"),
+    ],
+)
+def test_the_type_that_is_taken(asked: str, stored: str, device: str, expected: str) -> None:
+    """One rule for engine, planner and `inspect`."""
+    assert resolve_dtype(asked, stored, device) == expected
+
+
 def test_the_rest_of_the_limit_becomes_blocks() -> None:
     """Weights, activations, process and KV together are the limit's share, to within one block."""
     plan = plan_memory(question())
     block = 16 * plan.kv_bytes_per_token
-    taken = plan.weights_bytes + plan.activation_bytes + PROCESS_BYTES + plan.kv_bytes
+    taken = plan.weights_bytes + plan.table_bytes + plan.activation_bytes + PROCESS_BYTES + plan.kv_bytes
     assert 0 <= int(40 * GIB * 0.9) - taken < block
     assert plan.kv_tokens == (plan.num_blocks - 1) * 16
     assert plan.concurrent_sequences(8192) == (plan.num_blocks - 1) // 512
@@ -113,7 +161,10 @@ def test_a_cache_too_small_for_one_sequence_is_refused_with_the_number(explicit:
     block = 16 * 128 * 1024
     shape = ModelShape.from_hf_config(LLAMA_8B)
     taken = (
-        weight_bytes(shape, "bfloat16", device="cuda") + activation_bytes(shape, "bfloat16", 2048, 8) + PROCESS_BYTES
+        weight_bytes(shape, "bfloat16", device="cuda")
+        + table_bytes(shape, 8, 8192, 16)
+        + activation_bytes(shape, "bfloat16", 2048, 8)
+        + PROCESS_BYTES
     )
     small: dict[str, Any] = (
         {"kv_cache_memory": 512 * block} if explicit else {"limit": taken + 512 * block, "utilization": 1.0}

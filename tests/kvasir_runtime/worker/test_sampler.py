@@ -205,7 +205,7 @@ def test_penalties_of_long_sequences_are_worked_out_in_portions(
     lengths = [20, 23, 20, 23]
     whole = adjust(sampler, logits, [0, 1, 2, 3], lengths)
     for tokens in (1, 23, 50):
-        monkeypatch.setattr(penalties, "TOKENS_AT_ONCE", tokens)
+        monkeypatch.setattr(penalties, "TOKENS_LOOKED_UP_AT_ONCE", tokens)
         torch.testing.assert_close(adjust(sampler, logits, [0, 1, 2, 3], lengths), whole, rtol=0, atol=0)
         alone = [adjust(sampler, logits, [seat], [lengths[seat]])[0] for seat in (3, 1, 0, 2)]
         assert torch.equal(torch.stack(alone), whole[[3, 1, 0, 2]])
