@@ -1,7 +1,10 @@
 """The user port: OpenAI's API and what stands around it. Endpoints only; each works in its own module."""
 
+from pathlib import Path
+from typing import Final
+
 from fastapi import FastAPI, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from kvasir_runtime.fetch.uri import without_credentials
@@ -43,11 +46,17 @@ _ERRORS: dict[int | str, dict[str, object]] = {
 }
 _EVENTS: dict[str, object] = {"text/event-stream": {}}
 
+DOCS_PAGE: Final = Path(__file__).parent / "docs.html"
+"""Self-contained: clusters without the internet have no other."""
+
 
 def build_user_app(service: Service) -> ASGIApp:
     """The ASGI application of the user port."""
-    app = FastAPI(title="Kvasir", version=version(), description="LLM runtime with OpenAI's API.", redoc_url=None)
+    app = FastAPI(
+        title="Kvasir", version=version(), description="LLM runtime with OpenAI's API.", redoc_url=None, docs_url=None
+    )
     install_handlers(app)
+    _add_docs(app)
     _add_generation(app, service)
     _add_models(app, service)
     _add_adapters(app, service)
@@ -55,6 +64,14 @@ def build_user_app(service: Service) -> ASGIApp:
     _add_state(app, service)
     gate = UserGate(service.api_keys, service.args.max_streams_per_key)
     return RequestScope(app, gate, lambda: service.lifecycle.draining)
+
+
+def _add_docs(app: FastAPI) -> None:
+    page = DOCS_PAGE.read_bytes()
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(page)
 
 
 def _add_generation(app: FastAPI, service: Service) -> None:

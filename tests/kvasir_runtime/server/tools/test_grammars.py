@@ -99,7 +99,9 @@ def test_calls_or_an_answer(tokenizer: Tokenizer, backend: GrammarBackend) -> No
     """With `auto` and a schema for answers both can come, and nothing else."""
     use = tool_use(request(tool_choice="auto", parallel_tool_calls=False), tokenizer, None)
     assert use is not None
-    answer = Constraint("json_schema", '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}')
+    answer = Constraint(
+        "json_schema", '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
+    )
     constraint = use.constraint(answer, tokenizer)
     assert constraint is not None
     seen = set()

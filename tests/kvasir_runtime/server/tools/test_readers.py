@@ -1,5 +1,7 @@
 """Readers of tool calls: what each format means, and that it does not matter in which pieces a text comes."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,7 +104,7 @@ def test_pieces_do_not_matter(case: tuple[str, str, list[Event]], cuts: list[int
     """However a text is cut, the same is told."""
     tool_format, text, expected = case
     ends = sorted({*cuts, 0, len(text)})
-    assert read(tool_format, *(text[a:b] for a, b in zip(ends, ends[1:], strict=False)), text[ends[-1] :]) == expected
+    assert read(tool_format, *(text[a:b] for a, b in itertools.pairwise(ends)), text[ends[-1] :]) == expected
 
 
 ALPHABET = [
