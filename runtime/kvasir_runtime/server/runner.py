@@ -122,12 +122,13 @@ def make_service(args: EngineArgs, model: ModelFiles, process: EngineProcess) ->
 
 def make_adapters(args: EngineArgs, model: ModelFiles, engine: AsyncEngine) -> AdapterRegistry:
     """What serves adapters, and from where; raises KvasirError for a config.json without the model's sizes."""
-    names = args.served_model_name or [Path(args.model).resolve().name]
+    folder = Path(args.model).resolve().name
+    names = args.served_model_name or [folder]
     cache = Path(args.lora_cache) if args.lora_cache else temporary_cache() if args.lora_schemes else None
     sources = AdapterSources(
         tuple(map(Path, args.lora_roots)), frozenset(args.lora_schemes), cache, read_secrets(None, os.environ)
     )
-    limits = adapter_limits(model.config, args.max_lora_rank, names) if args.enable_lora else None
+    limits = adapter_limits(model.config, args.max_lora_rank, [*names, folder]) if args.enable_lora else None
     return AdapterRegistry(engine, sources, limits, reserved=names, max_loras=args.max_loras)
 
 
