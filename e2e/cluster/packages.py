@@ -101,8 +101,8 @@ def remove_policy() -> None:
 
 def unpacked_tools(cache: Path) -> Tools | None:
     """The programs of the UNPACKED packages, if they are in the cache."""
-    root = cache / "tools" / _tools_key()
-    return _tools(root) if (root / ".complete").exists() else None
+    root = unpacked(cache, UNPACKED)
+    return None if root is None else _tools(root)
 
 
 def unpack_tools(cache: Path) -> Tools:
@@ -111,27 +111,46 @@ def unpack_tools(cache: Path) -> Tools:
     Raises:
         ClusterError: apt or dpkg failed, or a program needs a library that the machine lacks.
     """
-    root = cache / "tools" / _tools_key()
+    return _tools(unpack(cache, UNPACKED, ("usr/bin/etcd", "usr/bin/containerd", "usr/sbin/runc")))
+
+
+def unpacked(cache: Path, names: tuple[str, ...]) -> Path | None:
+    """The folder that the packages were unpacked into, if they are in the cache."""
+    root = _unpacked_root(cache, names)
+    return root if (root / ".complete").exists() else None
+
+
+def unpack(cache: Path, names: tuple[str, ...], programs: tuple[str, ...]) -> Path:
+    """Fetches packages with apt and unpacks them into a folder of the cache, which is returned.
+
+    Args:
+        cache: where all that is fetched is kept.
+        names: the packages.
+        programs: paths within them that must run here.
+
+    Raises:
+        ClusterError: apt or dpkg failed, or a program needs a library that the machine lacks.
+    """
+    root = _unpacked_root(cache, names)
     shutil.rmtree(root, ignore_errors=True)
     downloads = root / "packages"
     downloads.mkdir(parents=True)
     try:
-        shell.run(["apt-get", "-q", "download", *UNPACKED], cwd=downloads)
+        shell.run(["apt-get", "-q", "download", *names], cwd=downloads)
     except ClusterError:  # mostly: the machine's package lists are old
         shell.run(["apt-get", "-q", "update"])
-        shell.run(["apt-get", "-q", "download", *UNPACKED], cwd=downloads)
+        shell.run(["apt-get", "-q", "download", *names], cwd=downloads)
     for package in downloads.glob("*.deb"):
         shell.run(["dpkg-deb", "--extract", package, root])
-    tools = _tools(root)
-    for program in (tools.etcd, tools.containerd, tools.runc):
-        shell.run([program, "--version"])
+    for program in programs:
+        shell.run([root / program, "--version"])
     shutil.rmtree(downloads)
     (root / ".complete").touch()
-    return tools
+    return root
 
 
-def _tools_key() -> str:
-    return "unpacked-" + hashlib.sha256(" ".join(UNPACKED).encode()).hexdigest()[:8]
+def _unpacked_root(cache: Path, names: tuple[str, ...]) -> Path:
+    return cache / "tools" / f"unpacked-{hashlib.sha256(' '.join(names).encode()).hexdigest()[:8]}"
 
 
 def _tools(root: Path) -> Tools:

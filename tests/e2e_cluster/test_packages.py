@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from e2e.cluster import packages
+from e2e.cluster.errors import ClusterError
 
 
 def test_only_packages_of_missing_programs_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +59,24 @@ def test_the_policy_that_a_killed_installation_left_is_removed(policy: Path) -> 
     assert packages.policy_left()
     packages.remove_policy()
     assert not policy.exists()
+
+
+def test_packages_are_unpacked_once_and_only_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupted fetch counts as none; other packages have a folder of their own; what cannot run is told."""
+    commands: list[list[str]] = []
+
+    def run(command: list[object], **_: object) -> str:
+        commands.append([str(part) for part in command])
+        if "broken" in commands[-1]:
+            raise ClusterError("no such package")
+        return ""
+
+    monkeypatch.setattr(packages.shell, "run", run)
+    with pytest.raises(ClusterError, match="no such package"):
+        packages.unpack(tmp_path, ("broken",), ())
+    assert packages.unpacked(tmp_path, ("broken",)) is None
+    assert ["apt-get", "-q", "update"] in commands
+    root = packages.unpack(tmp_path, ("prometheus",), ("usr/bin/prometheus",))
+    assert packages.unpacked(tmp_path, ("prometheus",)) == root
+    assert packages.unpacked(tmp_path, ("etcd-server",)) is None
+    assert commands[-1] == [f"{root}/usr/bin/prometheus", "--version"]
