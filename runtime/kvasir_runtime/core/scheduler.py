@@ -203,10 +203,9 @@ class Scheduler:
         self._budget -= count
 
     def _admit(self, output: SchedulerOutput, now: float) -> None:
-        if self._budget == 0 or self._preempted_this_step:
-            return
         passed: list[_Entry] = []  # wait for an adapter's slot
-        self.adapters.start_round()
+        if self._budget > 0:
+            self.adapters.start_round()
         while self._budget > 0 and not self._preempted_this_step and (request := self._head()) is not None:
             if request.background and self.users_present:
                 break

@@ -9,9 +9,9 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import zmq
 import zmq.asyncio
@@ -247,7 +247,9 @@ class AsyncEngine:
             stream = self._forget(request_id)
             if stream is not None:
                 stream.fail(error)
-        for answer in (*self._calls.values(), *itertools.chain.from_iterable(self._loads.values())):
+        loads = itertools.chain.from_iterable(self._loads.values())
+        answers: Iterable[asyncio.Future[Any]] = (*self._calls.values(), *loads)
+        for answer in answers:
             if not answer.done():
                 answer.set_exception(error)
         if not self.ready.done():

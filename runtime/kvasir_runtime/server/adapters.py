@@ -28,6 +28,7 @@ from kvasir_runtime.contract.admin_api import AdapterReport, AdapterState, Wante
 from kvasir_runtime.contract.failures import Cause, FailureReport, KvasirError
 from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.messages import AdapterLoaded, AdapterStates, AdapterUse, LoadAdapter
+from kvasir_runtime.fetch.uri import without_credentials
 from kvasir_runtime.lora.checkpoint import AdapterFiles, AdapterLimits, check_adapter
 from kvasir_runtime.lora.config import invalid
 from kvasir_runtime.lora.sources import AdapterSources
@@ -316,8 +317,8 @@ def _report(adapter: Adapter) -> AdapterReport:
     failure = adapter.failure
     report = AdapterReport(
         name=adapter.wanted.name,
-        uri=adapter.wanted.uri,
-        state=adapter.state,  # type: ignore[arg-type]
+        uri=without_credentials(adapter.wanted.uri),
+        state=adapter.state,
         digest=adapter.serving,
         pinned=adapter.wanted.pinned,
         message=adapter.note,

@@ -99,7 +99,8 @@ class Warmup:
             _SAMPLING,
             time.monotonic(),
             cache_salt=prompt.cache_salt,
-            **self._adapter_of(prompt),
+            adapter=prompt.adapter,
+            adapter_digest=self._adapter_digest(prompt),
             background=True,
             pin_s=pin_s,
         )
@@ -113,11 +114,9 @@ class Warmup:
         tally.computed_tokens += len(part) - cached
         return len(part) == len(token_ids)
 
-    def _adapter_of(self, prompt: WarmupPrompt) -> dict[str, str]:
-        if not prompt.adapter:
-            return {}
+    def _adapter_digest(self, prompt: WarmupPrompt) -> str:
         try:
-            return {"adapter": prompt.adapter, "adapter_digest": self._service.adapters.resolve(prompt.adapter)}
+            return self._service.adapters.resolve(prompt.adapter) if prompt.adapter else ""
         except ApiError as error:
             raise _RefusedError(str(error)) from None
 

@@ -40,10 +40,10 @@ def test_logits_are_those_of_merged_weights(checkpoint: tuple[Any, Path], tmp_pa
     model, folder = checkpoint
     engine = AdapterEngine(folder, budget=budget)
     references: dict[str | None, Any] = {None: model}
-    for seed, (name, config) in enumerate(ADAPTERS.items()):
-        adapter = make_adapter(model, tmp_path / name, seed=seed, **config)
-        engine.load(name, adapter)
-        references[name] = merged(model, adapter)
+    for seed, (kind, config) in enumerate(ADAPTERS.items()):
+        adapter = make_adapter(model, tmp_path / kind, seed=seed, **config)
+        engine.load(kind, adapter)
+        references[kind] = merged(model, adapter)
     sampling = SamplingParams(**GREEDY, max_tokens=8, logprobs=5, prompt_logprobs=5)
     requests = list(zip([None, *ADAPTERS, *ADAPTERS], prompts([20, 3, 16, 50, 31, 33, 7, 18, 40]), strict=True))
     for (name, prompt), completion in zip(requests, engine.generate(requests, sampling), strict=True):
