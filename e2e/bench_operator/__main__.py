@@ -48,7 +48,12 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--idle", type=float, default=60, help="seconds over which idleness is measured (%(default)g)")
     top.add_argument("--out", metavar="NAME", help=f"write NAME.md and NAME.json to {RESULTS.relative_to(ROOT)}")
     top.add_argument("--logs", type=Path, help="folder for the logs of operator and double (default: a temporary one)")
-    top.add_argument("--profile", type=Path, metavar="FILE", help="py-spy's record of the operator until all are Ready")
+    top.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="py-spy's record of the operator until all are Ready, and FILE with .idle",
+    )
     return top
 
 
@@ -113,7 +118,8 @@ async def measure(stage: Stage, size: int, arguments: argparse.Namespace, progre
         busy = read_exposition(stage.metrics).since(before)
     with progress.step(f"idle: {arguments.settle:g} s to settle, {arguments.idle:g} s measured") as step:
         await asyncio.sleep(arguments.settle)
-        idle, idle_cpu, window = await _idle(stage, arguments.idle)
+        with profiled(stage, arguments.profile and arguments.profile.with_suffix(".idle")):
+            idle, idle_cpu, window = await _idle(stage, arguments.idle)
         step.note = f"{idle_cpu * 100:.2f} % of a core"
     used = {name: cpu_after[name] - spent for name, spent in cpu_before.items() if name in cpu_after}
     return Result(

@@ -1,7 +1,6 @@
 """`python -m kvasir_operator`, also installed as `kvasir-operator`."""
 
 import argparse
-import asyncio
 import logging
 import os
 import sys
@@ -9,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version as installed_version
 
 import kopf
+import uvloop
 
 from kvasir_operator import metrics
 from kvasir_operator.errors import ApiError, LeadershipLostError
@@ -81,7 +81,7 @@ def _run() -> int:
         log.warning("%s is no setting of this version and has no effect", name)
     metrics.BUILD.info({"version": installed_version("kvasir")})
     try:
-        asyncio.run(run(settings, watch))
+        uvloop.run(run(settings, watch))
     except (LeadershipLostError, ApiError, OSError) as error:
         log.error("cannot go on: %s", error)  # noqa: TRY400 - for people; these say all there is
         return FAILURE

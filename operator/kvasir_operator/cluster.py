@@ -8,13 +8,13 @@ Every write first asks the fence whether this process still leads.
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import aiohttp
 from kubernetes.aio.client import ApiClient
+from pydantic_core import from_json
 
 from kvasir_operator import metrics
 from kvasir_operator.api import v1alpha1
@@ -160,7 +160,7 @@ class Cluster:
 
 def _read(data: bytes) -> Manifest:
     try:
-        content = json.loads(data)
+        content = from_json(data)
     except ValueError as error:
         raise ApiError(0, "NoJSON", f"the API server's answer is no JSON: {error}") from error
     if not isinstance(content, dict):

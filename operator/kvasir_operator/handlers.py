@@ -17,6 +17,38 @@ from kvasir_operator.reconciler import Reconciler
 from kvasir_operator.resources import names
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Compares nothing: no handler asks what changed, and by default kopf copies every object twice to find out."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+
+class NoProgress(kopf.ProgressStorage):
+    """Keeps nothing: handlers of events have no progress, and objects get no annotations of ours."""
+
+    def fetch(self, **_: Any) -> None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        return None
+
+    def purge(self, **_: Any) -> None:
+        return None
+
+    def touch(self, **_: Any) -> None:
+        return None
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
 def make_registry(reconciler: Reconciler, configuration: Configuration) -> kopf.OperatorRegistry:
     """Handlers that tell `reconciler`, with the credentials that the operator itself uses."""
     registry = kopf.OperatorRegistry()
@@ -64,6 +96,8 @@ def make_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.scanning.disabled = True
     settings.peering.standalone = True
+    settings.persistence.diffbase_storage = NoDiffs()
+    settings.persistence.progress_storage = NoProgress()
     for plural in ("pods", "services"):
         settings.watching.label_selectors["v1", plural] = names.SERVICE_LABEL
     settings.watching.label_selectors["v1", "nodes"] = NODE_SELECTOR

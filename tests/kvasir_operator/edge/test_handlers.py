@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
+import kopf
 from kubernetes.aio.client import Configuration
 
 from kvasir_operator import handlers
@@ -60,3 +61,13 @@ async def test_kopf_uses_the_credentials_of_the_client() -> None:
     assert (found.ca_path, found.certificate_path, found.private_key_path) == ("ca", "cert", "key")
     anonymous = await handlers.connection(Configuration(host="http://api"))
     assert (anonymous.scheme, anonymous.token) == (None, None)
+
+
+def test_kopf_keeps_nothing_on_objects_and_compares_nothing() -> None:
+    """By default it copies every object twice for each event, for handlers that the operator does not have."""
+    persistence = handlers.make_settings().persistence
+    body = kopf.Body({"metadata": {"name": "x"}, "spec": {"big": "object"}})
+    assert persistence.diffbase_storage.build(body=body) == {}
+    assert persistence.diffbase_storage.fetch(body=body) is None
+    essence = persistence.diffbase_storage.build(body=body)
+    assert persistence.progress_storage.clear(essence=essence) is essence
