@@ -199,10 +199,14 @@ def weight_bytes(
 
 
 def resident_adapters(*, enabled: bool, max_loras: int, max_cpu_loras: int | None, device: str = "cpu") -> int:
-    """How many adapters the device holds. On CPU a host copy is computed with as it is: there is no second one."""
+    """How many adapters the device holds.
+
+    On CPU a host copy is computed with as it is, there is no second one; and there is one place more, so that a new
+    version can be read while all others are in use.
+    """
     if not enabled:
         return 0
-    return max(max_loras, max_cpu_loras or 0) if device == "cpu" else max_loras
+    return max(max_loras, max_cpu_loras or 0) + 1 if device == "cpu" else max_loras
 
 
 def adapter_bytes(shape: ModelShape, dtype: str, rank: int) -> int:

@@ -18,11 +18,11 @@ def resident_bytes() -> int:
 
 
 def test_planned_and_real(tmp_path: Path) -> None:
-    """Three adapters of the largest rank fill their places to within 2 %, and leave nothing behind."""
+    """Adapters of the largest rank fill their places (one more than asked for) to within 2 %, and leave nothing."""
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(TINY_LLAMA, dtype=torch.float32)
-    folders = [make_adapter(model, tmp_path / str(seed), seed=seed, r=RANK) for seed in range(3)]
+    folders = [make_adapter(model, tmp_path / str(seed), seed=seed, r=RANK) for seed in range(4)]
     engine = AdapterEngine(TINY_LLAMA, max_loras=2, max_cpu_loras=3, max_rank=RANK)
     lora = engine.core._runner.lora
     assert lora is not None
@@ -32,9 +32,9 @@ def test_planned_and_real(tmp_path: Path) -> None:
     config = engine.core._config
     plan = plan_memory(memory_question(config, resolve(config)))
     assert lora.nbytes == pytest.approx(plan.adapter_bytes, rel=0.02)
-    assert plan.adapter_bytes == 3 * adapter_bytes(resolve(config).shape, "float32", RANK)
+    assert plan.adapter_bytes == 4 * adapter_bytes(resolve(config).shape, "float32", RANK)
     assert resident_bytes() - before > 0.9 * plan.adapter_bytes
-    for number in range(3):
+    for number in range(4):
         engine.core.unload_adapter(engine.digests[str(number)])
     engine.poll()
     assert lora.nbytes == 0
