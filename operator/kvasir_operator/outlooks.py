@@ -92,6 +92,10 @@ class Outlooks:
             return _NOWHERE
         return self._devices.position(Applicant(wish.key, wish.demand, wish.spec.priority, wish.since))
 
+    def basis(self, wish: Wish | None) -> tuple[object, ...]:
+        """Equal while placement has nothing new to say to the service."""
+        return () if wish is None or wish.demand is None else (self.position(wish), self._devices.changes)
+
     def outlook(self, wish: Wish | None, inspection: Inspection) -> tuple[Outlook, Standing | None]:
         """Where the model fits and where there is room; and the service's place in the queue, where it waits."""
         if wish is None:
