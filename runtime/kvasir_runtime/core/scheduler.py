@@ -228,10 +228,11 @@ class Scheduler:
             heappush(self._waiting, entry)
 
     def _adapter_is_ready(self, request: Request) -> bool:
-        """Whether the request's adapter has a slot or can have one, made free if need be by who must make way."""
+        """Whether the request's adapter has a slot or can have one; only who runs in the background gives one up."""
         digest = request.adapter_digest
         while not self.adapters.can_seat(digest):
-            if not self.adapters.could_take_a_slot(digest) or not self._yields_to(request):
+            in_the_way = bool(self.running) and self.running[-1].background and not request.background
+            if not in_the_way or not self.adapters.could_take_a_slot(digest):
                 return False
             self._preempt(self.running[-1])
         return True
