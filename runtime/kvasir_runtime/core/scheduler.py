@@ -89,11 +89,16 @@ class Scheduler:
         for follower in leader.followers:
             self._count_waiting(follower, 1)
 
-    def abort(self, request_id: str) -> list[Request]:
-        """End all unfinished continuations of a request, queued or running; returns them. Unknown ids give none."""
-        aborted = list(self._groups.get(request_id, ()))
+    def abort(self, request_id: str, index: int | None = None) -> list[Request]:
+        """End the unfinished continuations of a request, or one of them, queued or running; returns them.
+
+        Unknown ids give none. Those that wait for an aborted one's prompt are queued by themselves.
+        """
+        aborted = [request for request in self._groups.get(request_id, ()) if index in (None, request.index)]
         for request in aborted:
             self.finish(request, FinishReason.ABORT)
+        for request in aborted:
+            self._release_followers(request)
         if len(self._waiting) > 2 * self.num_waiting + 64:  # most entries are of requests that were aborted
             self._waiting = [entry for entry in self._waiting if entry[2].status is Status.WAITING]
             heapify(self._waiting)

@@ -21,6 +21,7 @@ from kvasir_runtime.engine.heartbeat import HeartbeatMonitor
 from kvasir_runtime.engine.launcher import EngineProcess
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AbortSequences,
     AdapterLoaded,
     AdapterStates,
     Answer,
@@ -132,6 +133,7 @@ class AsyncEngine:
         self._outputs = zmq.asyncio.Socket.from_socket(process.link.outputs)
         self._streams: dict[str, OutputStream] = {}
         self._unfinished: dict[str, int] = {}
+        self._cut: set[tuple[str, int]] = set()
         self._waiting: dict[str, int] = {}
         self._calls: dict[int, asyncio.Future[Answer]] = {}
         self._adapter_of: dict[str, tuple[str, str]] = {}
@@ -232,6 +234,13 @@ class AsyncEngine:
         if unfinished:
             stream.fail(RequestEndedError(reason))
             self._send(AbortRequests(unfinished))
+
+    def abort_sequence(self, request_id: str, index: int) -> None:
+        """End one continuation that needs no more tokens; nothing more of it is delivered, its siblings go on."""
+        if self._unfinished.get(request_id, 0) > 1 and (request_id, index) not in self._cut:
+            self._cut.add((request_id, index))
+            self._unfinished[request_id] -= 1
+            self._send(AbortSequences([(request_id, index)]))
 
     def abort_all(self, reason: str) -> None:
         for stream in {id(stream): stream for stream in self._streams.values()}.values():
@@ -344,6 +353,8 @@ class AsyncEngine:
                 self._deliver(stream, output, now)
 
     def _deliver(self, stream: OutputStream, output: EngineOutput, now: float) -> None:
+        if (output.request_id, output.index) in self._cut:
+            return
         if output.new_token_ids:
             self._observe(stream.times[output.request_id], now)
         stream.put(output)
@@ -366,5 +377,6 @@ class AsyncEngine:
     def _forget(self, request_id: str) -> OutputStream | None:
         self._waiting.pop(request_id, None)
         self._unfinished.pop(request_id, None)
+        self._cut = {sequence for sequence in self._cut if sequence[0] != request_id} if self._cut else self._cut
         self._adapter_of.pop(request_id, None)
         return self._streams.pop(request_id, None)

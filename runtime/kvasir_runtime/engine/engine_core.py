@@ -94,6 +94,11 @@ class EngineCore:
         else:
             self._grammars.add(group, request.sampling.constraint)
 
+    def abort_sequences(self, sequences: Iterable[tuple[str, int]]) -> None:
+        """End single continuations (request id, index), whose blocks and seats are free at once; unknown ones none."""
+        for request_id, index in sequences:
+            self._scheduler.abort(request_id, index)
+
     def abort_requests(self, request_ids: Iterable[str]) -> None:
         """End requests, queued or running, without output. Ids that are not known (any more) are ignored."""
         for request_id in request_ids:

@@ -25,6 +25,7 @@ from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.contract.failures import Cause, FailureReport, KvasirError
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AbortSequences,
     AdapterLoaded,
     Answer,
     Call,
@@ -64,6 +65,7 @@ class Core(Protocol):
 
     def add_request(self, request: EngineRequest) -> None: ...
     def abort_requests(self, request_ids: list[str]) -> None: ...
+    def abort_sequences(self, sequences: list[tuple[str, int]]) -> None: ...
     def call(self, call: Call) -> Answer: ...
     def load_adapter(self, message: LoadAdapter) -> AdapterLoaded | None: ...
     def unload_adapter(self, digest: str) -> None: ...
@@ -182,6 +184,9 @@ def _take_in(core: Core, link: EngineLink, messages: Iterable[FromFrontEnd]) -> 
     for message in messages:
         if isinstance(message, AbortRequests):
             core.abort_requests(message.request_ids)
+            continue
+        if isinstance(message, AbortSequences):
+            core.abort_sequences(message.sequences)
             continue
         if isinstance(message, LoadAdapter | UnloadAdapter):
             _change_adapters(core, link, message)

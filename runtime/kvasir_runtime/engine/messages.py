@@ -43,6 +43,13 @@ class EngineRequest:
 
 
 @dataclass(frozen=True)
+class AbortSequences:
+    """End single continuations, given by their request and index; the others go on."""
+
+    sequences: list[tuple[str, int]]
+
+
+@dataclass(frozen=True)
 class AbortRequests:
     request_ids: list[str]
 
@@ -251,7 +258,7 @@ Call = ListPrefixes | SetSleep
 """Gets exactly one `Answer`, with the same `call_id`."""
 Answer = PrefixesListed | SleepDone
 
-FromFrontEnd = EngineRequest | AbortRequests | LoadAdapter | UnloadAdapter | Call
+FromFrontEnd = EngineRequest | AbortRequests | AbortSequences | LoadAdapter | UnloadAdapter | Call
 FromEngine = (
     AdapterLoaded | AdapterStates | StepOutputs | StartupProgress | EngineReady | EngineFailed | Heartbeat | Answer
 )

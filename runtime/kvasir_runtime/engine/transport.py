@@ -15,6 +15,7 @@ import zmq
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AbortSequences,
     AdapterLoaded,
     AdapterStates,
     EngineFailed,
@@ -36,6 +37,7 @@ from kvasir_runtime.engine.messages import (
 _CLASSES: Final[tuple[type[Any], ...]] = (
     EngineRequest,
     AbortRequests,
+    AbortSequences,
     StepOutputs,
     StartupProgress,
     EngineReady,

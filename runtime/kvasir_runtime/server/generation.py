@@ -194,8 +194,10 @@ class Generation:
             if output.index == 0:
                 self.cached_tokens += output.cached_tokens or 0
             choice = self.choices[self._first_choice[output.request_id] + output.index]
-            if choice.finish_reason is None:  # else a stop string ended it and the engine does not know
+            if choice.finish_reason is None:  # else a stop string ended it and this was on its way
                 yield choice.take(output)
+                if choice.finish_reason is not None and output.finish_reason is None:
+                    self._service.engine.abort_sequence(output.request_id, output.index)
 
     def _request(self, number: int, prompt: Prompt, options: dict[str, Any]) -> EngineRequest:
         request_id = self._service.next_engine_id()

@@ -71,6 +71,14 @@ class SchedulerMachine(RuleBasedStateMachine):
             if self.harness.scheduler.abort(name):
                 self.aborted.add(name)
 
+    @rule(data=st.data(), index=st.integers(0, 2))
+    def abort_one(self, data: st.DataObject, index: int) -> None:
+        if self.expected:
+            name = data.draw(st.sampled_from(sorted(self.expected)))
+            self.harness.scheduler.abort(name, index)
+            if not self.harness.scheduler.knows(name):
+                self.aborted.add(name)
+
     @rule(count=st.integers(1, 6))
     def step(self, count: int) -> None:
         for _ in range(count):

@@ -133,6 +133,27 @@ def test_abort_frees_everything(when: str) -> None:
     assert (harness.scheduler.num_waiting, harness.scheduler.queued_tokens) == (0, 0)
 
 
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_one_continuation_is_ended_and_its_siblings_go_on(index: int, steps: int) -> None:
+    """Its blocks and its seat are free at once, also when the others still wait for its prompt."""
+    harness = make_harness(max_num_seqs=4, max_num_batched_tokens=8)
+    harness.add("many", tokens(0, 12), max_tokens=8, n=3)
+    for _ in range(steps):
+        harness.step()
+    held = harness.scheduler.kv.pool.num_active
+    (ended,) = harness.scheduler.abort("many", index)
+    assert (ended.index, ended.finish_reason, ended.block_ids, ended.seat) == (index, FinishReason.ABORT, [], -1)
+    assert harness.scheduler.abort("many", index) == []
+    assert harness.scheduler.kv.pool.num_active < held or steps < 2
+    harness.scheduler.check_integrity()
+    harness.run()
+    assert sorted(number for _, number in harness.finished) == [number for number in range(3) if number != index]
+    for number in {0, 1, 2} - {index}:
+        assert harness.output_of("many", number) == expected_output(tokens(0, 12), 8)
+    assert (harness.scheduler.kv.pool.num_active, harness.scheduler.num_waiting) == (0, 0)
+
+
 def test_aborted_requests_are_not_kept() -> None:
     """Clients that come and go while the queue does not move leave nothing behind."""
     harness = make_harness(max_num_seqs=1)

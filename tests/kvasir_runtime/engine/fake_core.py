@@ -80,6 +80,9 @@ class FakeCore:
             raise ValueError("the core refuses this")
         self.waiting.append(request)
 
+    def abort_sequences(self, sequences: list[tuple[str, int]]) -> None:
+        """The fake goes on with them; nobody listens."""
+
     def abort_requests(self, request_ids: list[str]) -> None:
         self.waiting = [request for request in self.waiting if request.request_id not in request_ids]
         for request_id in request_ids:

@@ -9,6 +9,7 @@ from kvasir_runtime.engine.engine_process import EngineSpec
 from kvasir_runtime.engine.launcher import explain_exit
 from kvasir_runtime.engine.messages import (
     AbortRequests,
+    AbortSequences,
     EngineFailed,
     EngineOutput,
     EngineReady,
@@ -29,6 +30,7 @@ SCORED = TokenLogprobs(5, -0.25, 0, [(5, -0.25), (6, -2.0)])
 MESSAGES = [
     EngineRequest("r1", [1, 2, 3], SAMPLING, 12.5, priority=-3, cache_salt="s", adapter="a", adapter_digest="d"),
     AbortRequests(["r1", "r2"]),
+    AbortSequences([("r1", 0), ("r1", 2)]),
     StepOutputs(
         [EngineOutput("r1", [5], 1, FinishReason.STOP, 5, [SCORED], [None, SCORED], 16, "")],
         EngineStats(running=1, cache_value=0.5),
