@@ -282,9 +282,9 @@ def prepare(
         folder = sources.obtain(wanted.uri, stop)
         files = check_adapter(folder, limits)
         if wanted.digest not in (None, files.digest):
-            raise invalid(f"{wanted.uri} has digest {files.digest}, expected {wanted.digest}", "correct uri or digest")
+            raise invalid(f"the source has digest {files.digest}, expected {wanted.digest}", "correct uri or digest")
     except OSError as error:
-        raise invalid(f"cannot read {wanted.uri}: {error.strerror or error}") from error
+        raise invalid(f"cannot read {without_credentials(wanted.uri)}: {error.strerror or error}") from error
     except KvasirError:
         if folder is not None:
             sources.discard(folder)
