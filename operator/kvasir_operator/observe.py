@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -15,11 +15,15 @@ from kvasir_operator.api.validation import check
 from kvasir_operator.cluster import EVENTS, PODS, SERVICES, Cluster
 from kvasir_operator.devices import Devices
 from kvasir_operator.errors import ApiError
-from kvasir_operator.placement.queue import Standing
+from kvasir_operator.outlooks import Outlooks, Wish
+from kvasir_operator.placement.inventory import read_demand
+from kvasir_operator.placement.sources import is_inspectable, source_key
 from kvasir_operator.planning.drift import covers
 from kvasir_operator.planning.failures import failure_of
 from kvasir_operator.planning.reading import read_pod
 from kvasir_operator.planning.state import NOT_ASKED, ObjectState, Pod, PodWarning, Refusal, Snapshot, Stage, Unknown
+from kvasir_operator.resources import names
+from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.service import build_service
 from kvasir_operator.resources.sources import check_source
 from kvasir_operator.resources.template_hash import RevisionTemplate
@@ -31,6 +35,7 @@ from kvasir_runtime.contract.admin_api import AdminState
 
 Manifest = Mapping[str, Any]
 
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 STUCK_AFTER: Final = timedelta(seconds=3)
 """A pod that has a node and no container for this long has probably had a Warning: its Events are read."""
 WARNINGS_AGE: Final = timedelta(seconds=10)
@@ -68,6 +73,7 @@ class Desired:
     revision: str
     errors: tuple[FieldError, ...]
     source_errors: tuple[FieldError, ...]
+    wish: Wish | None = None
 
 
 class Observer:
@@ -91,6 +97,7 @@ class Observer:
         self._samples: dict[ServiceKey, dict[str, _Sample]] = {}
         self._desired: dict[ServiceKey, tuple[str, int, Desired]] = {}
         self.devices = Devices(store, clock)
+        self._outlooks = Outlooks(store, self.devices, settings, clock)
 
     async def look(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
         """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone."""
@@ -106,7 +113,7 @@ class Observer:
         if manifest is None:
             return ()
         meta = ObjectMeta.model_validate(manifest["metadata"])
-        own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == meta.uid]
+        own = [pod for pod in self._store.of_service(key, PODS) if owner_uid(pod) == meta.uid and is_replica(pod)]
         known = self._samples.get(key, {})
         samples = {pod["metadata"]["uid"]: known.get(pod["metadata"]["uid"]) or _Sample() for pod in own}
         self._samples[key] = samples
@@ -114,7 +121,9 @@ class Observer:
         token = await self._tokens.look(meta, doubted=doubted)
         pods = [read_pod(pod, samples[pod["metadata"]["uid"]].state) for pod in own]
         await asyncio.gather(*(self._ask(key, pod, samples[pod.uid], token.value) for pod in pods))
-        return self._store.changes(key), token.state, *((uid, sample.changes) for uid, sample in samples.items())
+        placed = self._outlooks.basis(self._read(key, manifest).wish)
+        heard = ((uid, sample.changes) for uid, sample in samples.items())
+        return self._store.changes(key), token.state, placed, *heard
 
     def recall(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
         """Make a snapshot of what is known already."""
@@ -124,12 +133,17 @@ class Observer:
         meta = ObjectMeta.model_validate(manifest["metadata"])
         desired = self._read(key, manifest)
         pods = self._store.of_service(key, PODS)
-        own = tuple(self._pods(key, (pod for pod in pods if owner_uid(pod) == meta.uid)))
+        mine = [pod for pod in pods if owner_uid(pod) == meta.uid]
+        own = tuple(self._pods(key, filter(is_replica, mine)))
+        looking = tuple(self._pods(key, (pod for pod in mine if not is_replica(pod))))
+        status = _read_status(manifest)
+        inspection = self._outlooks.inspection(desired.wish, status, looking, own)
+        outlook, standing = self._outlooks.outlook(desired.wish, inspection)
         token = self._tokens.known(meta)
         return Snapshot(
             meta=meta,
             spec=desired.service.spec if desired.service is not None else None,
-            status=_read_status(manifest),
+            status=status,
             template=desired.template,
             revision=desired.revision,
             errors=desired.errors,
@@ -139,13 +153,10 @@ class Observer:
             service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
             secret=token.state,
             refusals=(*refusals, token.refusal) if token.refusal is not None else refusals,
-            standing=self._standing(key, own),
+            standing=standing,
+            inspection=inspection,
+            outlook=outlook,
         )
-
-    def _standing(self, key: ServiceKey, pods: Iterable[Pod]) -> Standing | None:
-        """Where the service stands in the queue for devices, worked out only while a pod of its has no node."""
-        waits = any(pod.condition("PodScheduled").status == "False" for pod in pods)
-        return self.devices.standing(key) if waits else None
 
     def token(self, key: ServiceKey) -> str | None:
         """The bearer token of the service's engines; None while there is none."""
@@ -162,7 +173,8 @@ class Observer:
         samples = self._samples.get(key, {})
         for manifest in manifests:
             sample = samples.get(manifest["metadata"]["uid"], _Sample())
-            yield read_pod(manifest, sample.state, sample.warnings)
+            silent = self.devices.silent_since(manifest["spec"].get("nodeName", ""))
+            yield read_pod(manifest, sample.state, sample.warnings, silent)
 
     def _read(self, key: ServiceKey, manifest: Manifest) -> Desired:
         """The typed spec; read once for each generation."""
@@ -176,6 +188,7 @@ class Observer:
     def forget(self, key: ServiceKey) -> None:
         """Keep nothing of a service that is gone."""
         self._samples.pop(key, None)
+        self._outlooks.forget(key)
         kept = self._desired.pop(key, None)
         if kept is not None:
             self._tokens.forget(kept[0])
@@ -249,7 +262,25 @@ def read_desired(manifest: Manifest, settings: Settings) -> Desired:
     if errors or source_errors:
         return Desired(service, None, "", errors, source_errors)
     template = RevisionTemplate.of(service, settings)
-    return Desired(service, template, template.digest(), (), ())
+    return Desired(service, template, template.digest(), (), (), _wish(service, template, settings))
+
+
+def _wish(service: InferenceService, template: RevisionTemplate, settings: Settings) -> Wish:
+    """What placement needs to know; the demand on nodes is read from a pod as it would be made."""
+    meta, source = service.metadata, service.spec.model.source
+    return Wish(
+        key=ServiceKey(meta.namespace, meta.name),
+        spec=service.spec,
+        since=meta.creation_timestamp or _EPOCH,
+        revision=f"{meta.uid}/{template.digest()}",
+        source=source_key(source, meta.namespace) if is_inspectable(source) else "",
+        demand=read_demand(build_pod(meta, template, meta.name, settings)["spec"]),
+    )
+
+
+def is_replica(pod: Manifest) -> bool:
+    """Whether a pod of the service runs the engine, or is to; others look at its model."""
+    return bool((pod["metadata"].get("labels") or {}).get(names.COMPONENT_LABEL) != names.INSPECTION_COMPONENT)
 
 
 def _read_status(manifest: Manifest) -> InferenceServiceStatus:

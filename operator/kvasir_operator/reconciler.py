@@ -78,6 +78,7 @@ class Reconciler:
         self._services: dict[ServiceKey, _Service] = {}
         self._tasks: dict[ServiceKey, asyncio.Task[None]] = {}
         self._started = False
+        observer.devices.on_change = self.wake
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set to an exception when this process must stop acting."""
 

@@ -4,7 +4,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from kvasir_operator.api.v1alpha1 import LastFailure
-from kvasir_operator.planning.failures import Failure, failure_of, failure_of_refusal, failure_of_source, worst
+from kvasir_operator.placement.capacity import Misfit
+from kvasir_operator.planning.failures import (
+    Failure,
+    failure_of,
+    failure_of_misfit,
+    failure_of_refusal,
+    failure_of_source,
+    worst,
+)
 from kvasir_operator.planning.replicas import wanted_replicas
 from kvasir_operator.planning.state import Pod, Snapshot, Stage
 from kvasir_runtime.contract.admin_api import AdminState
@@ -59,8 +67,13 @@ class Facts:
         considered = [pod for pod in self.snapshot.pods if pod.stays or pod.stage is Stage.FINISHED]
         newest = [pod for pod in considered if pod.revision == self.snapshot.revision]
         refused = map(failure_of_refusal, self.snapshot.refusals)
-        found = worst(_failures(newest)) or worst(_failures(considered)) or worst(refused)
+        misfit = [failure_of_misfit(self.misfit)] if self.misfit is not None else []
+        found = worst(_failures(newest)) or worst(misfit) or worst(_failures(considered)) or worst(refused)
         return _in_full_words(found, self.snapshot.status.last_failure) if found is not None else None
+
+    @cached_property
+    def misfit(self) -> Misfit | None:
+        return self.snapshot.outlook.misfit if not self.updated and self.wanted else None
 
     @cached_property
     def measured(self) -> AdminState | None:

@@ -36,7 +36,7 @@ def _replaced(action: CreatePod) -> str:
 def _left(action: Action) -> Note | None:
     """One pod's way out, or back."""
     match action:
-        case SetGates(why=Why.SCALE_DOWN | Why.ROLLOUT):
+        case SetGates(why=Why.SCALE_DOWN | Why.ROLLOUT | Why.PREEMPTED):
             return Note("Draining", f"{action.pod} leaves the endpoints: {_LEAVING[action.why]}")
         case Undrain():
             return Note("DrainCancelled", f"{action.pod} is needed again")

@@ -10,7 +10,9 @@ from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
 from kvasir_operator.planning.actions import Action, ApplySecret, ApplyService, CreatePod, DeletePod, Plan, Why
 from kvasir_operator.planning.drain import Departure, dismiss, drain
 from kvasir_operator.planning.gates import admit
-from kvasir_operator.planning.replicas import Decision, decide
+from kvasir_operator.planning.inspecting import look_at_model
+from kvasir_operator.planning.placing import place
+from kvasir_operator.planning.replicas import Decision, decide, wanted_replicas
 from kvasir_operator.planning.state import ObjectState, Pod, Snapshot, Stage
 from kvasir_operator.resources import names
 
@@ -30,7 +32,8 @@ def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
 
 
 def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -> Plan:
-    decision = decide(snapshot, spec, now)
+    look = look_at_model(snapshot, wanted_replicas(spec), now)
+    decision = place(decide(snapshot, spec, now), snapshot, looking=look.waits)
     going = {pod.uid for pod, _ in decision.remove}
     recalled = {pod.uid for pod in decision.recall}
     staying = [pod for pod in snapshot.pods if (pod.stays and pod.uid not in going) or pod.uid in recalled]
@@ -41,12 +44,14 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
     ]
     actions: list[Action] = [
         *_needs(snapshot),
+        *look.actions,
         *_admissions(staying),
         *(departure.action for departure in departures if departure.action is not None),
         *(DeletePod(pod.name, pod.uid, Why.REPLACE) for pod in decision.clear),
         *_creations(snapshot, decision),
     ]
-    return Plan(tuple(actions), _earliest(decision, departures))
+    dues = [due for due in (_earliest(decision, departures), look.due) if due is not None]
+    return Plan(tuple(actions), min(dues, default=None))
 
 
 def _needs(snapshot: Snapshot) -> Iterable[Action]:
@@ -64,7 +69,7 @@ def _creations(snapshot: Snapshot, decision: Decision) -> Iterable[CreatePod]:
     """Give each newcomer the first name that is free, so that a create that is tried again hits the same name."""
     free = (name for name in _pod_names(snapshot) if name not in snapshot.pod_names)
     for newcomer, name in zip(decision.create, free, strict=False):
-        yield CreatePod(name, snapshot.revision, newcomer.why, newcomer.attempt, newcomer.replaces)
+        yield CreatePod(name, snapshot.revision, newcomer.why, newcomer.attempt, newcomer.replaces, newcomer.products)
 
 
 def _pod_names(snapshot: Snapshot) -> Iterable[str]:
