@@ -6,8 +6,9 @@ changes at every start.
 
 from enum import StrEnum
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Message(BaseModel):
@@ -104,9 +105,19 @@ class WantedAdapter(_Message):
     """
 
     name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")
-    uri: str = Field(min_length=1, max_length=4096)
+    uri: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")
     digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     pinned: bool = False
+
+    @field_validator("uri")
+    @classmethod
+    def _can_be_split(cls, uri: str) -> str:
+        try:
+            urlsplit(uri)
+        except ValueError as error:
+            msg = f"must be a URI or an absolute path: {error}, got {uri!r}"
+            raise ValueError(msg) from None
+        return uri
 
 
 class AdapterSet(_Message):
