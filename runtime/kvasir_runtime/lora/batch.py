@@ -1,6 +1,7 @@
 """Which rows of a step use which adapter: sorted once a step, used by every layer."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,11 @@ class LoraBatch:
     rows_N: Ints
     starts_G1: Ints
     slots_G: Ints
+
+    @cached_property
+    def addresses(self) -> tuple[int, int, int]:
+        """Where the three arrays lie; asked for by every layer, and numpy takes its time to tell."""
+        return self.rows_N.ctypes.data, self.starts_G1.ctypes.data, self.slots_G.ctypes.data
 
 
 def group_rows(slots_T: npt.NDArray[np.int64]) -> LoraBatch | None:

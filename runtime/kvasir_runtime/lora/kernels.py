@@ -27,6 +27,9 @@ class LoraSlots:
         self.parts: list[Parts] = [[None] * len(outputs) for _ in range(num_slots)]
         self.table = np.zeros((num_slots, len(outputs), 3), dtype=np.int64)
         """Addresses of A and B, and the padded rank."""
+        self.addresses = self.table.ctypes.data, self.offsets.ctypes.data
+        self.width = 0
+        """Most ranks that an adapter has in all parts together."""
 
     def put(self, slot: int, parts: Parts) -> None:
         self.parts[slot] = parts
@@ -35,6 +38,7 @@ class LoraSlots:
                 self.table[slot, number] = 0
             else:
                 self.table[slot, number] = matrices.a.ctypes.data, matrices.b.ctypes.data, matrices.rank
+        self.width = int(self.table[:, :, 2].sum(1).max())
 
 
 class LoraKernel(Protocol):
@@ -66,29 +70,28 @@ class CpuLora:
         self._run: Any = ctypes.CDLL(str(library.path)).kvasir_lora
         self._run.argtypes = [c_int, *[c_void_p] * 8, *[c_int64] * 6, c_int]
         self._run.restype = None
+        self._middle = torch.empty(0)
 
     def __call__(self, x_TI: Tensor, out_TO: Tensor, batch: LoraBatch, slots: LoraSlots) -> None:
-        width = int(slots.table[batch.slots_G, :, 2].sum(1).max())
-        if width == 0:
+        if slots.width == 0:
             return
         assert x_TI.stride(1) == out_TO.stride(1) == 1
-        middle = torch.empty(len(batch.rows_N) * width, dtype=x_TI.dtype)
+        needed = len(batch.rows_N) * slots.width
+        if self._middle.numel() < needed or self._middle.dtype is not x_TI.dtype:
+            self._middle = torch.empty(needed, dtype=x_TI.dtype)
         self._run(
             x_TI.dtype is torch.bfloat16,
             x_TI.data_ptr(),
             out_TO.data_ptr(),
-            batch.rows_N.ctypes.data,
-            batch.starts_G1.ctypes.data,
-            batch.slots_G.ctypes.data,
-            slots.table.ctypes.data,
-            slots.offsets.ctypes.data,
-            middle.data_ptr(),
+            *batch.addresses,
+            *slots.addresses,
+            self._middle.data_ptr(),
             x_TI.stride(0),
             out_TO.stride(0),
             len(batch.slots_G),
             len(slots.offsets) - 1,
             x_TI.shape[1],
-            width,
+            slots.width,
             torch.get_num_threads(),
         )
 

@@ -30,7 +30,7 @@ ATTEMPTS: Final = 4
 
 @dataclass(frozen=True)
 class AdapterSources:
-    """`roots` may hold local adapters; from `schemes` (s3, hf, https) others come, with credentials of `environment`."""
+    """`roots` may hold local adapters; from `schemes` (s3, hf, https) others come; keys are in `environment`."""
 
     roots: tuple[Path, ...] = ()
     schemes: frozenset[str] = frozenset()
