@@ -1,0 +1,204 @@
+"""How many replicas the load asks for: for each signal, demand by what one replica should carry of it.
+
+| signal | demand | one replica should carry |
+|---|---|---|
+| KVCache | KV tokens that requests hold or wait for | its KV cache x utilization |
+| PromptLoad | prompt tokens to compute a second, and the backlog over a minute | its learned speed x utilization |
+| Queue | replicas that serve | requests that may wait / requests that wait, at least 1/2 |
+| TTFT | replicas that serve, where the objective is missed | objective / TTFT, at least 1/2 |
+
+The signal that asks for most decides. The first two speak of the future: demand at its present growth for as long as
+a replica takes to start. The last two know only that what serves does not suffice, so they ask for at most twice as
+much, for no more while replicas that were added have not shown their effect, and TTFT for at most twice what the others
+ask: a prompt that is long by itself is no reason for more replicas.
+
+Worked example: 60,000 KV tokens of 20,000 a replica at 75 % ask for 4 replicas; 9,000 prompt tokens/s of 2,000 a
+replica at 75 % for 6; so 6.
+"""
+
+import math
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final
+
+from kvasir_operator.api.base import ApiModel
+from kvasir_operator.scaling.policy import Policy
+from kvasir_operator.scaling.samples import Sample
+from kvasir_operator.scaling.windows import LEVEL_S, Memory
+
+BACKLOG_S: Final = 60.0
+"""A queue should be worked off in this time."""
+MOST_FOR_QUEUE: Final = 2.0
+"""Signals that are no measure of demand at most double what serves: what they ordered has to show its effect first."""
+LONGEST_HORIZON_S: Final = 600.0
+"""Growth is not believed for longer, however long a replica takes to start."""
+
+
+class Signal(StrEnum):
+    """What asks for replicas."""
+
+    KV_CACHE = "KVCache"
+    PROMPT_LOAD = "PromptLoad"
+    QUEUE = "Queue"
+    TTFT = "TTFT"
+
+
+class Demand(ApiModel):
+    """Demand over all replicas that answer: now, in the mean of the last minute, and when a new replica could serve."""
+
+    kv_tokens_now: float = 0
+    kv_tokens: float = 0
+    kv_tokens_ahead: float = 0
+    prompt_per_s_now: float = 0
+    prompt_per_s: float = 0
+    prompt_per_s_ahead: float = 0
+    queued_tokens: int = 0
+    waiting: int = 0
+    ttft_p95_s: float | None = None
+
+
+class Inputs(ApiModel):
+    """All that a decision is made of; the same inputs give the same decision, on any machine, at any time.
+
+    `replicas` is what is set now; `serving` pods take requests, `silent` ones of them did not answer.
+    `kv_capacity` (tokens) and `prompt_capacity` (tokens a second) are of one replica; None is unknown.
+    `lowest` and `highest` are what was asked for in the windows, None where they are not full yet.
+    `added` and `removed` count replicas of the last minute; `added_ago_s` is since when replicas were last added.
+    """
+
+    policy: Policy
+    replicas: int
+    serving: int
+    silent: int = 0
+    demand: Demand = Demand()
+    kv_capacity: float | None = None
+    prompt_capacity: float | None = None
+    horizon_s: float = 0
+    lowest: int | None = None
+    highest: int | None = None
+    added: int = 0
+    removed: int = 0
+    added_ago_s: float | None = None
+
+    @property
+    def settling(self) -> bool:
+        """Whether replicas were added so lately that the load cannot show yet what they are good for."""
+        return self.added_ago_s is not None and self.added_ago_s < self.horizon_s + LEVEL_S
+
+    @property
+    def answering(self) -> int:
+        return self.serving - self.silent
+
+
+class Need(ApiModel):
+    """Replicas asked for, as fractions: by growing demand (`up`), and that must stay to hold the demand (`down`)."""
+
+    up: float
+    down: float
+    signal: Signal | None
+
+
+def needs(inputs: Inputs) -> Need:
+    """What the load asks for. Grows with each demand; a silent replica adds nothing to `up`, and one to `down`."""
+    demand, policy = inputs.demand, inputs.policy
+    level, now = _measured(inputs, steady=True), _measured(inputs, steady=False)
+    queue = _queue(inputs)
+    loads = {**level, Signal.QUEUE: queue}
+    if policy.ttft_s is not None and demand.ttft_p95_s is not None and demand.ttft_p95_s > policy.ttft_s:
+        asked = min(_at_most(inputs), inputs.answering * demand.ttft_p95_s / policy.ttft_s)
+        loads[Signal.TTFT] = min(asked, 2 * max(1.0, *loads.values()))
+    up = max(loads.values())
+    signal = next((each for each, asked in loads.items() if asked == up), None) if up > 0 else None
+    return Need(up=up, down=max(up, *now.values()) + inputs.silent, signal=signal)
+
+
+def _measured(inputs: Inputs, *, steady: bool) -> dict[Signal, float]:
+    """Replicas by the signals that are measured in tokens; `steady`: by means and growth, else by the moment."""
+    demand, share = inputs.demand, inputs.policy.utilization
+    kv = max(demand.kv_tokens, demand.kv_tokens_ahead) if steady else demand.kv_tokens_now
+    prompt = max(demand.prompt_per_s, demand.prompt_per_s_ahead) if steady else demand.prompt_per_s
+    prompt += demand.queued_tokens / BACKLOG_S
+    return {
+        Signal.KV_CACHE: _share_of(kv, inputs.kv_capacity, share),
+        Signal.PROMPT_LOAD: _share_of(prompt, inputs.prompt_capacity, share),
+    }
+
+
+def _share_of(demand: float, capacity: float | None, share: float | None) -> float:
+    """Replicas that carry the demand; none where it is not known what one carries, or nobody wants to know."""
+    return demand / (capacity * share) if capacity and share else 0.0
+
+
+def _queue(inputs: Inputs) -> float:
+    limit, answering = inputs.policy.queued_requests, inputs.answering
+    if limit is None or answering == 0:
+        return 0.0
+    return min(_at_most(inputs), inputs.demand.waiting / limit)
+
+
+def _at_most(inputs: Inputs) -> float:
+    """What signals may ask for that are no measure of demand: no more than there are while some of those are new."""
+    return float(inputs.replicas) if inputs.settling else MOST_FOR_QUEUE * inputs.answering
+
+
+def look(
+    memory: Memory, samples: Mapping[str, Sample | None], policy: Policy, replicas: int, changes: "Changes", now: float
+) -> Inputs:
+    """Take in the samples of the serving replicas (by pod uid, None: silent) and gather what a decision needs."""
+    fleet = memory.observe(samples, now)
+    level, earlier = memory.level(now), memory.earlier(now)
+    horizon = min(LONGEST_HORIZON_S, memory.cold_start_s or 0.0)
+    before = earlier or level
+    demand = Demand(
+        kv_tokens_now=fleet.now.kv_tokens,
+        kv_tokens=level.kv_tokens,
+        kv_tokens_ahead=ahead(before.kv_tokens, level.kv_tokens, horizon, policy.tolerance),
+        prompt_per_s_now=fleet.now.prompt_per_s,
+        prompt_per_s=level.prompt_per_s,
+        prompt_per_s_ahead=ahead(before.prompt_per_s, level.prompt_per_s, horizon, policy.tolerance),
+        queued_tokens=fleet.queued_tokens,
+        waiting=fleet.waiting,
+        ttft_p95_s=fleet.ttft_p95_s,
+    )
+    return Inputs(
+        policy=policy,
+        replicas=replicas,
+        serving=fleet.answering + fleet.silent,
+        silent=fleet.silent,
+        demand=demand,
+        kv_capacity=fleet.kv_capacity,
+        prompt_capacity=memory.prompt_capacity,
+        horizon_s=horizon,
+        lowest=memory.lowest(now, policy.up_window_s),
+        highest=memory.highest(now, policy.down_window_s),
+        added=changes.added,
+        removed=changes.removed,
+        added_ago_s=changes.added_ago_s,
+    )
+
+
+class Changes(ApiModel):
+    """Replicas that were added and removed in the last minute, and how long ago some were last added."""
+
+    added: int = 0
+    removed: int = 0
+    added_ago_s: float | None = None
+
+
+GAP_S: Final = 90.0
+"""Between the middles of the two spans whose means are compared: the last minute, and the two minutes before it."""
+
+
+def ahead(earlier: float, level: float, horizon_s: float, tolerance: float) -> float:
+    """Demand after the horizon if it goes on growing as it did; growth within the tolerance is taken for chance.
+
+    >>> ahead(earlier=100.0, level=130.0, horizon_s=90.0, tolerance=0.1)
+    160.0
+    """
+    growth = (level - earlier) * (horizon_s / GAP_S)
+    return level + min(level, growth) if growth > tolerance * level else level
+
+
+def whole(replicas: float) -> int:
+    """Round up; what is a hair above a whole number by arithmetic alone is that number."""
+    return math.ceil(replicas - 1e-9)
