@@ -5,7 +5,7 @@ changes at every start.
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -207,20 +207,22 @@ MAX_LISTED_TOKENS = 1_048_576
 
 
 class WarmupPrompt(_Message):
-    """One prefix to compute beforehand: exactly one of `text` and `token_ids`.
+    """One prefix to compute beforehand: exactly one of `text`, `token_ids` and `messages`.
 
+    Messages are the beginning of conversations, such as a system prompt, and go through the model's chat template.
     `adapter` and `cache_salt` must be those of the requests that shall find it.
     """
 
     text: str | None = None
     token_ids: list[Annotated[int, Field(ge=0)]] | None = None
+    messages: list[dict[str, Any]] | None = None
     adapter: str = ""
     cache_salt: str = Field(default="", max_length=256)
 
     @model_validator(mode="after")
     def _has_one_source(self) -> "WarmupPrompt":
-        if bool(self.text) == bool(self.token_ids):
-            raise ValueError("exactly one of text and token_ids must be given and not empty")
+        if sum(map(bool, (self.text, self.token_ids, self.messages))) != 1:
+            raise ValueError("exactly one of text, token_ids and messages must be given and not empty")
         return self
 
 

@@ -58,7 +58,11 @@ class EngineGoneError(Exception):
 
 
 class RequestEndedError(Exception):
-    """The front end ended this request before the engine finished it; the argument says why."""
+    """The front end ended this request before the engine finished it; the argument says why, `code` to programs."""
+
+    def __init__(self, reason: str, code: str = "request_ended") -> None:
+        super().__init__(reason)
+        self.code = code
 
 
 class Observer(Protocol):
@@ -134,7 +138,7 @@ class AsyncEngine:
         self._streams: dict[str, OutputStream] = {}
         self._unfinished: dict[str, int] = {}
         self._cut: set[tuple[str, int]] = set()
-        self._waiting: dict[str, int] = {}
+        self._waiting: dict[str, tuple[int, int]] = {}  # prompt tokens and priority
         self._calls: dict[int, asyncio.Future[Answer]] = {}
         self._adapter_of: dict[str, tuple[str, str]] = {}
         self._loads: dict[str, list[asyncio.Future[AdapterLoaded]]] = {}
@@ -160,7 +164,16 @@ class AsyncEngine:
     @property
     def waiting_tokens(self) -> int:
         """Prompt tokens of the requests that wait."""
-        return sum(self._waiting.values())
+        return sum(tokens for tokens, _ in self._waiting.values())
+
+    def waiting_before(self, priority: int | None) -> tuple[int, int]:
+        """How many requests, and prompt tokens, wait and come before a new one of `priority`; None: all do."""
+        before = [tokens for tokens, other in self._waiting.values() if priority is None or other <= priority]
+        return len(before), sum(before)
+
+    def is_waiting(self, stream: "OutputStream") -> bool:
+        """Whether one of the stream's requests has not begun."""
+        return any(request_id in self._waiting for request_id in stream.times)
 
     def on_progress(self, callback: Callable[[StartupProgress], None]) -> None:
         self._on_progress = callback
@@ -181,7 +194,7 @@ class AsyncEngine:
             if request.adapter_digest:
                 self._adapter_of[request.request_id] = (request.adapter, request.adapter_digest)
             if not request.background:
-                self._waiting[request.request_id] = len(request.prompt_token_ids)
+                self._waiting[request.request_id] = (len(request.prompt_token_ids), request.priority)
             self._send(request)
         return stream
 
@@ -190,7 +203,8 @@ class AsyncEngine:
         if self.failure is not None:
             raise EngineGoneError(self.failure)
         call_id = next(self._call_ids)
-        self._calls[call_id] = answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._calls[call_id] = answer
         self._send(make_call(call_id))
         try:
             return await answer
@@ -228,11 +242,11 @@ class AsyncEngine:
         running = {name for request_id, (name, _) in self._adapter_of.items() if request_id not in self._waiting}
         return running, waiting
 
-    def abort(self, stream: OutputStream, reason: str = "aborted") -> None:
+    def abort(self, stream: OutputStream, reason: str = "aborted", code: str = "request_ended") -> None:
         """End a stream's requests wherever they are; it raises RequestEndedError. Harmless when they have finished."""
         unfinished = [request_id for request_id in stream.times if self._forget(request_id) is not None]
         if unfinished:
-            stream.fail(RequestEndedError(reason))
+            stream.fail(RequestEndedError(reason, code))
             self._send(AbortRequests(unfinished))
 
     def abort_sequence(self, request_id: str, index: int) -> None:

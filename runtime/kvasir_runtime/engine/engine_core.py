@@ -127,6 +127,8 @@ class EngineCore:
         """Take no more requests for an adapter; it is gone with its last one. Harmless for what is not there."""
         if self._adapters is not None:
             self._adapters.unload(digest)
+        if self._scheduler.kv.heat is not None:
+            self._scheduler.kv.heat.forget(digest)
 
     def poll(self) -> list[FromEngine]:
         """Go on with reading adapters; call it between steps. Returns what the front end must know."""

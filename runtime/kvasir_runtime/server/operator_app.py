@@ -121,7 +121,11 @@ def _add_cache(app: FastAPI, service: Service) -> None:
     @app.post("/admin/warmup", response_model=WarmupState, responses=_REFUSALS | _BUSY)
     async def warm_up(body: WarmupRequest, request: Request) -> WarmupState | Response:
         work = asyncio.ensure_future(warmup.run(body))
-        watch = DisconnectWatch(request.receive, lambda: work.cancel() and None)
+
+        def hang_up() -> None:
+            work.cancel()
+
+        watch = DisconnectWatch(request.receive, hang_up)
         try:
             return await work
         except asyncio.CancelledError:

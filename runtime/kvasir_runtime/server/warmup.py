@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
 
+from pydantic import ValidationError
+
 from kvasir_runtime.contract.admin_api import (
     Prefix,
     PrefixList,
@@ -17,8 +19,11 @@ from kvasir_runtime.contract.admin_api import (
 from kvasir_runtime.engine.async_engine import OutputStream
 from kvasir_runtime.engine.messages import EngineRequest, FinishReason, ListPrefixes, PrefixesListed
 from kvasir_runtime.sampling_params import SamplingParams
+from kvasir_runtime.server.conversation import render
 from kvasir_runtime.server.errors import ApiError
+from kvasir_runtime.server.protocol import ChatMessage
 from kvasir_runtime.server.service import Service, encode
+from kvasir_runtime.tokenizer import Tokenizer
 
 _SAMPLING: Final = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True)
 """A prompt has been computed when its first token is there."""
@@ -122,12 +127,23 @@ class Warmup:
 
     async def _token_ids(self, prompt: WarmupPrompt) -> list[int]:
         tokenizer, ready = self._service.loaded()
-        ids = prompt.token_ids or await encode(tokenizer, prompt.text or "", add_special_tokens=True)
+        ids = prompt.token_ids or await _encode(tokenizer, prompt)
         if len(ids) >= ready.max_model_len:
             raise _RefusedError(f"it must be shorter than {ready.max_model_len} tokens, got {len(ids)}")
         if max(ids) >= ready.vocab_size:
             raise _RefusedError(f"token ids must be below {ready.vocab_size}, got {max(ids)}")
         return ids
+
+
+async def _encode(tokenizer: Tokenizer, prompt: WarmupPrompt) -> list[int]:
+    try:
+        if prompt.messages is None:
+            return await encode(tokenizer, prompt.text or "", add_special_tokens=True)
+        messages = [ChatMessage.model_validate(message) for message in prompt.messages]
+        text = render(tokenizer, messages, add_generation_prompt=False)
+        return await encode(tokenizer, text, add_special_tokens=False)
+    except (ApiError, ValidationError) as error:
+        raise _RefusedError(str(error)) from None
 
 
 async def list_prefixes(service: Service, count: int, max_tokens: int, *, salted: bool) -> PrefixList:

@@ -123,6 +123,10 @@ def test_warmup(server):
         4: ["it", "must", "be"],
         5: ["the", "core", "refuses"],
     }
+    talk = {"messages": [{"role": "system", "content": "Answer briefly."}]}
+    bad = {"messages": [{"content": "nobody says this"}]}
+    talked = server.admin("POST", "/admin/warmup", json={"prompts": [talk, bad]}).json()
+    assert (talked["prompts"], list(talked["refused"])) == (1, ["1"])
     again = server.admin("POST", "/admin/warmup", json={"prompts": prompts[:2]}).json()
     assert (again["computed_tokens"], again["cached_tokens"]) == (0, state.computed_tokens)
 
@@ -180,8 +184,8 @@ async def test_one_warmup_at_a_time_and_none_for_who_has_gone(server):
     ("body", "message"),
     [
         ({"prompts": []}, "prompts list must have at least 1 item"),
-        ({"prompts": [{}]}, "exactly one of text and token_ids"),
-        ({"prompts": [{"text": "x", "token_ids": [1]}]}, "exactly one of text and token_ids"),
+        ({"prompts": [{}]}, "exactly one of text, token_ids and messages"),
+        ({"prompts": [{"text": "x", "token_ids": [1]}]}, "exactly one of text, token_ids and messages"),
         ({"prompts": [{"token_ids": [-1]}]}, "prompts[0].token_ids[0] must be greater than or equal to 0, got -1"),
         ({"prompts": [{"text": "x"}], "max_tokens": 0}, "max_tokens must be greater than or equal to 1, got 0"),
         ({"prompts": [{"text": "x"}], "timeout_s": 0}, "timeout_s must be greater than 0, got 0"),
