@@ -1,6 +1,7 @@
 """What clients hear when they ask for what cannot be: OpenAI's error shape, the path, the bound and the value."""
 
 import json
+import socket
 
 import httpx
 import pytest
@@ -155,6 +156,14 @@ def test_body_too_large(server):
     chunked = call("POST", f"{server.url}/v1/completions", content=endless(), timeout=30)
     assert chunked.status_code == 413
     assert "at most 33554432 bytes" in chunked.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("port", ["port", "admin_port"])
+def test_head_too_large(server, port):
+    """431 at both ports, before the whole head is there."""
+    with socket.create_connection(("127.0.0.1", getattr(server, port))) as client:
+        client.sendall(b"GET /version HTTP/1.1\r\nX-Long: " + b"x" * 70_000)
+        assert client.recv(12) == b"HTTP/1.1 431"
 
 
 def test_request_refused_by_the_engine(server):

@@ -148,3 +148,41 @@ def test_json_log(monkeypatch):
     assert entry == {"level": "info", "logger": "kvasir", "message": "got 3", "request_id": "r1", "tokens": 7}
     pretty = logs.PrettyFormatter(coloured=False).format(record)
     assert pretty.endswith("INFO    got 3  tokens=7")
+
+
+@pytest.mark.parametrize(
+    ("style", "terminal", "pretty"),
+    [("auto", True, True), ("auto", False, False), ("json", True, False), ("pretty", False, True)],
+)
+def test_log_style(monkeypatch, style, terminal, pretty):
+    """Pretty on a terminal, one JSON object a line elsewhere, unless one of them is asked for."""
+    stream = io.StringIO()
+    stream.isatty = lambda: terminal  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", stream)
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    try:
+        logs.configure("info", style)
+        logging.getLogger("kvasir.test").info("hello", extra={"tokens": 7})
+    finally:
+        root.handlers[:] = before
+        root.setLevel(level)
+        logging.captureWarnings(capture=False)
+    if pretty:
+        assert "hello  tokens=7" in stream.getvalue()
+    else:
+        assert json.loads(stream.getvalue())["tokens"] == 7
+
+
+async def test_wait_idle():
+    """At once without requests, else with the last one's end; False when that takes too long."""
+    lifecycle = Lifecycle(lambda _: None)
+    assert await lifecycle.wait_idle(0.0)
+    lifecycle.enter()
+    lifecycle.enter()
+    assert not await lifecycle.wait_idle(0.01)
+    waiting = asyncio.create_task(lifecycle.wait_idle(10))
+    lifecycle.leave()
+    assert not waiting.done()
+    lifecycle.leave()
+    assert await waiting
