@@ -206,6 +206,7 @@ def _reported(pod: Pod) -> Failure | None:
 
 
 def _killed_for_memory(pod: Pod) -> Failure | None:
+    """The kernel's word comes before the engine's: its front end only sees that another process died."""
     for container, end in _ends(pod):
         if end.reason == "OOMKilled":
             message = f"container {container.name} used more memory than its limit and was killed"
@@ -261,8 +262,8 @@ CHECKS: Final[tuple[Callable[[Pod], Failure | None], ...]] = (
     _node_silent,
     _unschedulable,
     _waiting,
-    _reported,
     _killed_for_memory,
+    _reported,
     _probes,
     _crashed,
     _volumes,

@@ -22,6 +22,10 @@ USER_ID: Final = 65532
 STARTUP_PERIOD: Final = 2
 """Seconds between two looks of the startup probe: a small model serves two seconds after it has loaded at most."""
 
+HUNG_SECONDS: Final = 10
+"""Seconds that an engine which answers no liveness probe has to end: its drain would last for ever. Kubernetes before
+1.25 does not know the field, leaves it out, and waits for the pod's whole grace period."""
+
 ENVIRONMENT: Final = {
     "HOME": "/tmp",  # noqa: S108 - the pod's own emptyDir; the root file system is read-only
     "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108 - likewise
@@ -105,7 +109,7 @@ def _runtime(template: RevisionTemplate, files: ModelFiles, settings: Settings) 
         "startupProbe": _probe(
             "/startupz", STARTUP_PERIOD, failures=math.ceil(settings.startup_timeout_seconds / STARTUP_PERIOD)
         ),
-        "livenessProbe": _probe("/livez", 10, failures=3),
+        "livenessProbe": _probe("/livez", 10, failures=3) | {"terminationGracePeriodSeconds": HUNG_SECONDS},
         "readinessProbe": _probe("/readyz", 2, failures=2),
         "resources": template.resources.to_manifest(),
         "volumeMounts": [*_runtime_mounts(template), *files.mounts],

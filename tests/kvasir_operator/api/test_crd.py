@@ -79,7 +79,7 @@ def test_what_lies_in_a_part_that_is_not_acted_on_is_not_acted_on_either(schema:
             if "description" in each and not below.endswith("[]") and NOT_YET not in each["description"]:
                 yield below
 
-    for name in ("warmup", "adapters", "priority"):
+    for name in ("warmup", "adapters"):
         part = schema["properties"]["spec"]["properties"][name]
         assert part["description"].endswith(NOT_YET)
         # A source says where, whoever fetches from it.

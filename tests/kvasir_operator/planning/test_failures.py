@@ -158,6 +158,12 @@ def test_what_only_events_tell(reason, message, cause):
     assert (failure.cause, message[:20] in failure.message) == (cause, True)
 
 
+def test_the_kernels_word_comes_before_the_engines():
+    """The front end reports that the engine died; that it was killed for memory only the kubelet knows."""
+    died = crash(report(Cause.ENGINE_DIED), reason="OOMKilled", code=137)
+    assert failed(died).cause is Reason.OUT_OF_MEMORY_KILLED
+
+
 def test_failed_probes():
     """An engine that the kubelet restarted for its silence; the readiness probe fails in every start."""
     slow = crash(code=137)
