@@ -3,19 +3,17 @@
 No engine runs on such devices: what is tested is who gets them, and what the operator says of those that wait.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from e2e.support import files, model_servers, services
-from e2e.support.environment import Environment, program
+from e2e.support.devices import TOLERATION, gpus_of_the_real_node, nodes
+from e2e.support.environment import Environment
 from e2e.support.kubectl import Kubectl, Object
 from e2e.support.waiting import wait_for
 
-TOLERATION = {"key": "kvasir.dev/api-only", "operator": "Exists"}
 MODEL = "https://models.invalid/tiny-llama.tar"
 """An archive: nobody looks into it beforehand, and no volume that a scheduler would look for."""
 TOLD_WITHIN = 60.0
@@ -27,25 +25,6 @@ def own(environment: Environment) -> Environment:
     if not environment.own:
         pytest.skip("nodes are added to clusters made here alone")
     return environment
-
-
-@contextmanager
-def nodes(prefix: str, *words: str) -> Iterator[str]:
-    """A node of the API alone for as long as the block runs, with the pods bound to it; yields its name."""
-    program("e2e.cluster", "nodes", "add", "--prefix", prefix, *words)
-    try:
-        yield f"{prefix}-1"
-    finally:
-        program("e2e.cluster", "nodes", "remove", f"{prefix}-1")
-
-
-@contextmanager
-def gpus_of_the_real_node(count: int) -> Iterator[None]:
-    program("e2e.cluster", "gpus", str(count), "--product", "NVIDIA-L4", "--memory", "23034")
-    try:
-        yield
-    finally:
-        program("e2e.cluster", "gpus", "0")
 
 
 def wants(kubectl: Kubectl, name: str, spec: Object | None = None, **accelerator: Any) -> None:

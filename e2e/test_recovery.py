@@ -3,7 +3,6 @@
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 from e2e.support import services
 from e2e.support.kubectl import Kubectl, Object
@@ -30,11 +29,11 @@ def test_every_runtime_process_may_be_killed(kubectl: Kubectl, model_uri: str) -
     """`kill -9` of each process of the runtime in turn ends in a service that is Ready again."""
     kubectl.apply(services.inference_service("tiny", model_uri))
     services.wait_ready(kubectl, "tiny")
-    count = len(runtime_processes(pod(kubectl)))
+    count = len(services.processes_of(pod(kubectl)))
     assert count >= 2, "front end and engine are processes of their own"
     for position in range(count):
         before = pod(kubectl)
-        running = runtime_processes(before)
+        running = services.processes_of(before)
         victim = sorted(running)[min(position, len(running) - 1)]
         os.kill(victim, signal.SIGKILL)
         wait_for(f"a restart after the end of {running[victim]!r}", restarted(kubectl, before), timeout=60)
@@ -59,25 +58,3 @@ def restarted(kubectl: Kubectl, before: Object) -> Callable[[], bool]:
 
 def restarts(pod: Object) -> int:
     return sum(int(each["restartCount"]) for each in (pod.get("status") or {}).get("containerStatuses") or [])
-
-
-def runtime_processes(pod: Object) -> dict[int, str]:
-    """Processes of a pod as this machine, its node, sees them: pid and command line, without the pause process.
-
-    A process in a container cannot kill its own process 1, so the signal must come from the node.
-    """
-    found: dict[int, str] = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit() and pod["metadata"]["uid"] in _read(folder / "cgroup"):
-            command = _read(folder / "cmdline").replace("\0", " ").strip()
-            if "python" in command or "kvasir" in command:
-                found[int(folder.name)] = command
-    return found
-
-
-def _read(path: Path) -> str:
-    """The text of a file of /proc; empty when its process has ended meanwhile."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

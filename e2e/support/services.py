@@ -27,6 +27,28 @@ def put_model_on_node(name: str = "tiny-llama", source: Path = TINY_LLAMA) -> st
     return f"file://{target}"
 
 
+def processes_of(pod: Object) -> dict[int, str]:
+    """Processes of a pod as this machine, its node, sees them: pid and command line, without the pause process.
+
+    A process in a container can neither kill nor stop its own process 1, so the signal must come from the node.
+    """
+    found: dict[int, str] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit() and pod["metadata"]["uid"] in _read(folder / "cgroup"):
+            command = _read(folder / "cmdline").replace("\0", " ").strip()
+            if "python" in command or "kvasir" in command:
+                found[int(folder.name)] = command
+    return found
+
+
+def _read(path: Path) -> str:
+    """The text of a file of /proc; empty when its process has ended meanwhile."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
 def inference_service(name: str, uri: str, **spec: Any) -> Object:
     """A small service on CPU; `spec` adds to it or replaces parts of it."""
     return {
