@@ -1,7 +1,8 @@
 """How a whole server bears many clients: errors, fairness, CPU per request, memory.
 
 Starts `kvasir-runtime serve`, sends completions over plain sockets, so that the client costs little of the machine, and
-prints one table row for each round; `--json` prints one object a round. Example:
+prints one table row for each round; `--json` prints one object a round. The exit status is 1 when a request failed,
+somebody waited three times the median, or memory grew by more than 5 % after the first round. Example:
 
     python runtime/benchmarks/serve_load.py --model tests/models/tiny-llama --clients 500 --requests 2000 --rounds 3
 """
@@ -23,6 +24,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 START_TIMEOUT_S = 300.0
+MAX_WAIT = 3.0
+"""Times the median that no client may wait."""
+MAX_GROWTH = 1.05
+"""Of resident memory after the first round, by which everything has been used once."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Round:
     front_end_cpu_ms: float
     engine_cpu_ms: float
     front_end_rss_mib: float
+    engine_rss_mib: float
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
     load = Load(args.clients, args.requests, args.tokens, not args.whole, args.prompt)
     server = start(args.model, args.server_args)
-    errors = 0
+    rounds: list[Round] = []
     try:
         for number in range(args.rounds):
             result = asyncio.run(run_round(server, load))
-            errors += result.errors
+            rounds.append(result)
             print(json.dumps(asdict(result)) if args.json else _row(result, heading=number == 0), flush=True)
     finally:
         server.process.send_signal(signal.SIGTERM)
         server.process.wait()
-    return 1 if errors else 0
+    for shortcoming in (found := shortcomings(rounds)):
+        print(shortcoming, file=sys.stderr)
+    return 1 if found else 0
+
+
+def shortcomings(rounds: Sequence[Round]) -> list[str]:
+    """What a server must not do to its clients and its machine, and did."""
+    found = [f"{errors} requests failed" for errors in [sum(each.errors for each in rounds)] if errors]
+    for number, each in enumerate(rounds, 1):
+        if each.latency_max_s >= MAX_WAIT * each.latency_p50_s:
+            found.append(
+                f"round {number}: a client waited {each.latency_max_s} s, the median is {each.latency_p50_s} s"
+            )
+    for name in ("front_end_rss_mib", "engine_rss_mib"):
+        first, most = getattr(rounds[0], name), max(getattr(each, name) for each in rounds)
+        if most > first * MAX_GROWTH:
+            found.append(f"{name} grew from {first} to {most}")
+    return found
 
 
 def start(model: str, flags: Sequence[str]) -> Server:
@@ -117,6 +140,7 @@ async def run_round(server: Server, load: Load) -> Round:
         front_end_cpu_ms=round((_cpu_seconds(server.process.pid) - cpu[0]) / load.requests * 1000, 3),
         engine_cpu_ms=round((_cpu_seconds(engine) - cpu[1]) / load.requests * 1000, 3),
         front_end_rss_mib=round(_rss_mib(server.process.pid), 1),
+        engine_rss_mib=round(_rss_mib(engine), 1),
     )
 
 
