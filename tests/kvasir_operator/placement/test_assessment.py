@@ -84,13 +84,13 @@ def test_without_known_devices_nothing_is_planned(nodes: list[DeviceNode]) -> No
 
 def test_slices_are_planned_with_their_own_memory() -> None:
     sliced = read_node(gpu_node("mig", A100, 0, memory_mib=81920, mig={"1g.10gb": 7}))
-    mig = {"accelerator": {"mig": "1g.10gb"}}
+    mig: dict[str, Any] = {"accelerator": {"mig": "1g.10gb"}}
     assert isinstance(assessed("Llama-3.1-8B", [sliced], **mig).planned, Misfit)
     assert assessed("Llama-3.2-1B", [sliced], **mig).products == (A100,)
 
 
 def test_on_cpus_the_memory_limit_counts() -> None:
-    cpu = {"accelerator": {"vendor": "cpu"}}
+    cpu: dict[str, Any] = {"accelerator": {"vendor": "cpu"}}
     assert isinstance(assessed("Llama-3.2-1B", **cpu).planned, Misfit), "4Gi by default"
     assert isinstance(assessed("Llama-3.2-1B", resources={"limits": {"memory": "12Gi"}}, **cpu).planned, Fit)
     assert assessed("Llama-3.2-1B", resources={"requests": {"memory": "1Gi"}}, **cpu) == UNKNOWN

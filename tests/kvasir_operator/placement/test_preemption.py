@@ -1,6 +1,7 @@
 """Who gives devices to whom: tables of small clusters, and what never happens in any."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ def waiter(service: str, count: int = 1, *, priority: int = 10, age: int = 0, no
     return Waiter(service, DeviceDemand(GPU, count, selector), priority, NOW - timedelta(seconds=age))
 
 
-def holder(uid: str, node: str = "a", count: int = 1, *, age: int = 0, **more: bool) -> Holder:
+def holder(uid: str, node: str = "a", count: int = 1, *, age: int = 0, **more: Any) -> Holder:
     """`batch-1` is a replica of `batch`."""
     return Holder(uid, uid.rpartition("-")[0], node, GPU, count, NOW - timedelta(seconds=age), **more)
 
@@ -31,7 +32,7 @@ def settled(
     return settle(waiters, Inventory(found, claims), holders, ranks)
 
 
-def four(service: str = "batch", **more: bool) -> list[Holder]:
+def four(service: str = "batch", **more: Any) -> list[Holder]:
     """Four replicas, the last the youngest."""
     return [holder(f"{service}-{number}", age=100 - number, **more) for number in range(4)]
 

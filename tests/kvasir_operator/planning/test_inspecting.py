@@ -120,7 +120,8 @@ def refused(**fields: Any) -> Snapshot:
     """Llama 3.1 8B with its whole context, on 24 GiB."""
     spec = service(accelerator={"count": 1}).spec
     outlook = Outlook(Assessment(plan_capacity(spec, SHAPE, 24 << 30)))
-    return asked(**({"found": known(), "outlook": outlook, "accelerator": {"count": 1}} | fields))
+    given: dict[str, Any] = {"found": known(), "outlook": outlook, "accelerator": {"count": 1}}
+    return asked(**(given | fields))
 
 
 def test_what_fits_on_nothing_is_refused_with_the_numbers_and_what_would_fit() -> None:

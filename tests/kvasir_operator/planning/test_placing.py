@@ -10,7 +10,8 @@ from kvasir_operator.planning.state import PodCondition, Snapshot, Stage
 from kvasir_operator.resources import names
 from tests.kvasir_operator.planning.builders import NOW, pod, snapshot
 
-UNSCHEDULED = {"conditions": {"PodScheduled": PodCondition("False", message="Insufficient nvidia.com/gpu")}}
+NO_ROOM = PodCondition("False", message="Insufficient nvidia.com/gpu")
+UNSCHEDULED: dict[str, Any] = {"conditions": {"PodScheduled": NO_ROOM}}
 
 
 def gpu(*pods: Any, **fields: Any) -> Snapshot:
