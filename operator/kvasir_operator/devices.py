@@ -187,12 +187,19 @@ class Devices:
         """A pod for which the scheduler found no node."""
         if pod["spec"].get("nodeName") or "deletionTimestamp" in pod["metadata"]:
             return
-        conditions = pod.get("status", {}).get("conditions") or ()
-        demand = read_demand(pod["spec"])
-        if demand and any(each["type"] == "PodScheduled" and each["status"] == "False" for each in conditions):
-            service = str(key_of(PODS, pod))
-            since = read_time(pod["metadata"].get("creationTimestamp")) or _EPOCH
-            yield Waiter(service, demand, self._rank(service).priority, since, pod["spec"].get("priority") or 0)
+        conditions = {each["type"]: each for each in pod.get("status", {}).get("conditions") or ()}
+        scheduled, demand = conditions.get("PodScheduled", {}), read_demand(pod["spec"])
+        if demand is None or scheduled.get("status") != "False":
+            return
+        service = str(key_of(PODS, pod))
+        yield Waiter(
+            service=service,
+            demand=demand,
+            priority=self._rank(service).priority,
+            since=read_time(pod["metadata"].get("creationTimestamp")) or _EPOCH,
+            pod_priority=pod["spec"].get("priority") or 0,
+            lacks_devices=f"Insufficient {demand.resource}" in (scheduled.get("message") or ""),
+        )
 
 
 def read_rank(spec: Manifest) -> Rank:

@@ -1,6 +1,7 @@
 """Who gives devices to whom: replicas of a lower priority are drained for one of a higher priority that waits.
 
-- A replica waits when the scheduler found no node for it. Those of a higher `spec.priority` come first, then the older.
+- A replica waits when the scheduler found no node for it and says that devices are among what is missing. Those of a
+  higher `spec.priority` come first, then the older.
 - Only services of a strictly lower priority give, and only replicas above their floor: `scaling.minReplicas`, without
   `scaling` the `replicas` themselves, so that a service which asks for a fixed number keeps it.
 - All or nothing: a replica takes its devices of one node. Where the devices of a node that are left, those of replicas
@@ -81,7 +82,8 @@ def settle(
     """Decide for all that wait. `queue` is in order; services without a rank give nothing."""
     table = _Table(inventory, list(holders), ranks)
     for waiter in queue:
-        table.serve(waiter)
+        if waiter.lacks_devices:
+            table.serve(waiter)
     return Settlement(tuple(table.reservations), table.yields)
 
 

@@ -21,7 +21,8 @@ SHOWN_NAMES: Final = 3
 class Waiter:
     """A service with a pod that no node has room for: the one of its pods that comes first.
 
-    `priority` is the service's, `pod_priority` that of the pod's class.
+    `priority` is the service's, `pod_priority` that of the pod's class. `lacks_devices` is False for one that the
+    scheduler turns away for other reasons: devices would not help it.
     """
 
     service: str
@@ -29,6 +30,7 @@ class Waiter:
     priority: int
     since: datetime
     pod_priority: int = 0
+    lacks_devices: bool = True
 
     @property
     def rank(self) -> tuple[int, int, datetime, str]:

@@ -1,5 +1,6 @@
 """Who gives devices to whom: tables of small clusters, and what never happens in any."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,6 +64,12 @@ def test_equal_and_higher_priorities_give_nothing() -> None:
 
 def test_a_service_that_is_not_known_gives_nothing() -> None:
     assert settled([waiter("chat")], four(), {}) == Settlement()
+
+
+def test_who_lacks_something_else_gets_no_devices_and_keeps_none() -> None:
+    """Devices would not help a replica for which the nodes have not enough memory."""
+    unhelped = replace(waiter("chat", 2), lacks_devices=False)
+    assert settled([unhelped], four(), BATCH) == Settlement()
 
 
 def test_devices_that_are_left_are_taken_before_anybody_drains() -> None:
