@@ -8,6 +8,7 @@ Everything here is numpy, so that reading an adapter beside a running engine tak
 
 import hashlib
 import mmap
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ def read_image(folder: Path, digest: str, limits: AdapterLimits, dtype: str) -> 
     used: the files are read once.
     """
     try:
-        config_bytes, data = (folder / CONFIG).read_bytes(), (folder / WEIGHTS).read_bytes()
+        config_bytes, data = (folder / CONFIG).read_bytes(), _read_file(folder / WEIGHTS)
     except OSError as error:
         raise invalid(f"cannot read {folder}: {error.strerror}") from None
     found = adapter_digest(hashlib.sha256(config_bytes).hexdigest(), hashlib.sha256(data).hexdigest())
@@ -80,7 +81,7 @@ def _lay_out(
     digest: str,
     config: LoraConfig,
     pairs: Mapping[str, tuple[TensorEntry, TensorEntry]],
-    data: bytes,
+    data: mmap.mmap,
     dtype: str,
 ) -> AdapterImage:
     rank = -(-config.rank // LANES) * LANES
@@ -103,11 +104,19 @@ def _lay_out(
     return AdapterImage(digest, total, modules)
 
 
+def _read_file(path: Path) -> mmap.mmap:
+    """A file in a mapping of its own: what the heap takes for it would not go back to the system."""
+    with path.open("rb") as file:
+        data = mmap.mmap(-1, max(1, os.fstat(file.fileno()).st_size))
+        file.readinto(data)
+    return data
+
+
 def _panels(count: int) -> int:
     return -(-count // LANES)
 
 
-def _read(module: str, entry: TensorEntry, data: bytes, scale: float = 1.0) -> Array:
+def _read(module: str, entry: TensorEntry, data: mmap.mmap, scale: float = 1.0) -> Array:
     """A tensor in float32, times `scale`; raises KvasirError when a number of it is none."""
     count = (entry.end - entry.begin) // np.dtype(_FILE_TYPES[entry.dtype]).itemsize
     raw = np.frombuffer(data, _FILE_TYPES[entry.dtype], count, entry.begin)

@@ -186,10 +186,10 @@ def test_where_files_may_come_from(server: Server, root: Path, uri: str, cause: 
             "adapters[0].name must differ from the names of the model itself",
         ),
         ([{"name": "a", "uri": "/x"}] * 2, "adapters[1].name must differ from adapters[0].name, got 'a'"),
-        ([{"name": "", "uri": "/x"}], "adapters[0].name must have at least 1 character"),
+        ([{"name": "", "uri": "/x"}], "adapters[0].name string must have at least 1 character"),
         ([{"name": "a", "uri": "https://["}], "adapters[0].uri"),
-        ([{"name": "a", "uri": "/x\0"}], "adapters[0].uri must match pattern"),
-        ([{"name": "a", "uri": "/x", "digest": "12"}], "adapters[0].digest must match pattern"),
+        ([{"name": "a", "uri": "/x\0"}], "adapters[0].uri string should match pattern"),
+        ([{"name": "a", "uri": "/x", "digest": "12"}], "adapters[0].digest string should match pattern"),
         (
             [{"name": name, "uri": "/x", "pinned": name != "c"} for name in "abc"],
             "at most 1 of these 3 adapters may be pinned with --max-loras 2, got 2",
