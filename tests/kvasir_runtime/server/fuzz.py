@@ -29,6 +29,46 @@ TURNS = st.lists(
     max_size=3,
 )
 PROMPTS = st.text(max_size=50) | st.lists(st.integers(0, 3071), max_size=20) | st.lists(st.text(max_size=9), max_size=3)
+SCHEMAS = st.recursive(
+    st.sampled_from(
+        [{}, {"type": "string", "maxLength": 3}, {"type": "integer"}, {"enum": [1, "x", None]}, {"type": "foo"}]
+    ),
+    lambda inner: st.one_of(
+        st.fixed_dictionaries({"type": st.just("array"), "items": inner}),
+        st.fixed_dictionaries({"properties": st.dictionaries(st.text(max_size=4), inner, max_size=3)}),
+        st.fixed_dictionaries({"anyOf": st.lists(inner, max_size=3)}),
+        st.fixed_dictionaries({"$ref": st.sampled_from(["#", "#/$defs/a", "http://x/"]), "$defs": st.just({"a": {}})}),
+    ),
+    max_leaves=5,
+)
+REGEXES = st.sampled_from(["[a-c]{2}", "(", "x*", "\\d+|\\p{L}", "(?=a)b", ""])
+GRAMMARS = st.sampled_from(['start: "a" | "b"', "start: x", 'root ::= "a" [0-9]*', "", 'start: start "a"', "%json {"])
+TOOLS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "function": st.fixed_dictionaries(
+                {"name": st.sampled_from(["f", "g", "h i"])}, optional={"parameters": SCHEMAS}
+            )
+        }
+    ),
+    max_size=3,
+)
+STRUCTURED: dict[str, st.SearchStrategy[Any]] = {
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}, {"type": "json_schema"}])
+    | SCHEMAS.map(lambda schema: {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}),
+    "guided_json": SCHEMAS,
+    "guided_regex": REGEXES,
+    "guided_choice": st.lists(st.text(max_size=4), max_size=3),
+    "guided_grammar": GRAMMARS,
+    "structured_outputs": st.fixed_dictionaries(
+        {}, optional={"json": SCHEMAS, "regex": REGEXES, "whitespace_pattern": st.sampled_from(["", "[ ]?", "("])}
+    ),
+    "tools": TOOLS,
+    "tool_choice": st.sampled_from(["none", "auto", "required", {"function": {"name": "f"}}]),
+    "parallel_tool_calls": st.booleans(),
+}
+"""Fields that make a request one for structured output or tools: right, wrong, and together what cannot be."""
+
 SANE: dict[str, st.SearchStrategy[Any]] = {
     "prompt": PROMPTS,
     "messages": TURNS,
@@ -80,6 +120,17 @@ def _bodies(fields: Any, needed: str, absurd: float) -> st.SearchStrategy[dict[s
     optional = {name: values(name) for name in fields if name in SANE or absurd > 0}
     always = {needed: values(needed), "max_tokens": values("max_tokens")}
     return st.fixed_dictionaries(always, optional={name: optional[name] for name in optional if name not in always})
+
+
+def structured_requests() -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+    """Requests for structured output and tools, with other fields beside them."""
+    others = {name: SANE[name] for name in ("temperature", "seed", "n", "stop", "min_tokens", "stream", "ignore_eos")}
+
+    def bodies(needed: str, path: str) -> st.SearchStrategy[tuple[str, dict[str, Any]]]:
+        always = {needed: SANE[needed], "max_tokens": SANE["max_tokens"]}
+        return st.fixed_dictionaries(always, optional=STRUCTURED | others).map(lambda body: (path, body))
+
+    return bodies("prompt", "/v1/completions") | bodies("messages", "/v1/chat/completions")
 
 
 def check(server: Server, path: str, body: dict[str, Any]) -> int:

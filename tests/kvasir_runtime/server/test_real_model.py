@@ -10,7 +10,7 @@ import openai
 import pytest
 from hypothesis import given, settings
 
-from tests.kvasir_runtime.server.fuzz import SETTINGS, check, requests
+from tests.kvasir_runtime.server.fuzz import SETTINGS, check, requests, structured_requests
 from tests.kvasir_runtime.server.harness import Server, call, has_ended, launch, wait_until
 
 pytestmark = pytest.mark.slow
@@ -123,6 +123,14 @@ def test_more_streams_than_blocks(tmp_path):
     assert 'vllm:num_preemptions_total{engine="0",model_name="tiny-llama"} 0.0' not in metrics
     assert server.probe("/livez").status_code == 200
     assert server.stop() == 0
+
+
+@settings(SETTINGS, max_examples=250)
+@given(structured_requests())
+def test_every_structured_request_is_served_or_refused(real, sent):
+    """Schemas, grammars and tools, right and wrong: the engine survives them."""
+    check(real, *sent)
+    assert real.probe("/livez").status_code == 200
 
 
 def test_every_process_killed_in_turn(tmp_path):

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -28,6 +27,7 @@ WEATHER = {
         },
     },
 }
+CLOSED = {"additionalProperties": False}
 CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
@@ -54,12 +54,12 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def client(real: Server) -> Iterator[openai.OpenAI]:
+def client(real) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{real.url}/v1", api_key="none", max_retries=0, timeout=90) as client:
         yield client
 
 
-def test_parse_with_pydantic(client: openai.OpenAI) -> None:
+def test_parse_with_pydantic(client):
     """`chat.completions.parse` gives the model's object, whatever it says."""
     for seed in range(4):
         reply = client.chat.completions.parse(model="tiny", messages=ASK, response_format=Recipe, seed=seed)
@@ -67,14 +67,14 @@ def test_parse_with_pydantic(client: openai.OpenAI) -> None:
         assert reply.choices[0].finish_reason == "stop"
 
 
-def test_streamed_parse(client: openai.OpenAI) -> None:
+def test_streamed_parse(client):
     """The streaming helper parses while it reads."""
     with client.chat.completions.stream(model="tiny", messages=ASK, response_format=Recipe, seed=1) as stream:
         reply = stream.get_final_completion()
     assert isinstance(reply.choices[0].message.parsed, Recipe)
 
 
-def test_json_object(client: openai.OpenAI) -> None:
+def test_json_object(client):
     """JSON mode gives some object."""
     reply = client.chat.completions.create(
         model="tiny", messages=ASK, response_format={"type": "json_object"}, seed=3, max_tokens=300
@@ -95,7 +95,7 @@ def test_json_object(client: openai.OpenAI) -> None:
         ("json", '{"enum": ["x"]}', '"x"'),
     ],
 )
-def test_vllms_fields(client: openai.OpenAI, field: str, kind: str, value: Any, pattern: str) -> None:
+def test_vllms_fields(client, field, kind, value, pattern):
     """Both of vLLM's ways, for completions and chat."""
     extra = {f"guided_{kind}": value} if field == "guided" else {field: {kind: value}}
     done = client.completions.create(model="tiny", prompt="Say", max_tokens=60, seed=5, n=2, extra_body=extra)
@@ -156,7 +156,7 @@ def test_vllms_fields(client: openai.OpenAI, field: str, kind: str, value: Any, 
         ),
     ],
 )
-def test_refusals(real: Server, body: dict[str, Any], param: str, words: str, stream: bool) -> None:
+def test_refusals(real, body, param, words, stream):
     """400 that names the field and what is wrong, streamed or not."""
     sent = {"messages": ASK, "max_tokens": 5, "stream": stream, **body}
     reply = call("POST", f"{real.url}/v1/chat/completions", json=sent, timeout=30)
@@ -167,7 +167,7 @@ def test_refusals(real: Server, body: dict[str, Any], param: str, words: str, st
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
-def test_calls_that_must_come(client: openai.OpenAI, choice: Any) -> None:
+def test_calls_that_must_come(client, choice):
     """Required and named calls always parse; a named one ends with `stop`, as with OpenAI."""
     for seed in range(3):
         reply = client.chat.completions.create(
@@ -182,7 +182,7 @@ def test_calls_that_must_come(client: openai.OpenAI, choice: Any) -> None:
             assert (set(arguments) == {"city", "unit"}) if one.function.name == "get_weather" else arguments == {}
 
 
-def test_calls_come_in_pieces(client: openai.OpenAI) -> None:
+def test_calls_come_in_pieces(client):
     """A stream names the call first, then its arguments; put together it is what comes unstreamed."""
     request: dict[str, Any] = {
         "model": "tiny",
@@ -209,7 +209,7 @@ def test_calls_come_in_pieces(client: openai.OpenAI) -> None:
     assert [one.function.arguments for one in parsed] == [one.function.arguments for one in whole]
 
 
-def test_one_call_where_only_one_is_wanted(client: openai.OpenAI) -> None:
+def test_one_call_where_only_one_is_wanted(client):
     """`parallel_tool_calls: false` allows no second."""
     for seed in range(3):
         reply = client.chat.completions.create(
@@ -218,7 +218,7 @@ def test_one_call_where_only_one_is_wanted(client: openai.OpenAI) -> None:
         assert len(reply.choices[0].message.tool_calls) == 1
 
 
-def test_calls_cut_off_by_max_tokens(client: openai.OpenAI) -> None:
+def test_calls_cut_off_by_max_tokens(client):
     """What there is of a call is told, and that it is not whole."""
     reply = client.chat.completions.create(
         model="tiny", messages=ASK, tools=[WEATHER], tool_choice="required", max_tokens=24, seed=2
@@ -230,7 +230,7 @@ def test_calls_cut_off_by_max_tokens(client: openai.OpenAI) -> None:
     )
 
 
-def test_a_conversation_with_results(client: openai.OpenAI) -> None:
+def test_a_conversation_with_results(client):
     """Calls and results of earlier turns reach the model, although its template knows nothing of tools."""
     called = client.chat.completions.create(
         model="tiny", messages=ASK, tools=[WEATHER], tool_choice="required", seed=1, parallel_tool_calls=False
@@ -246,7 +246,7 @@ def test_a_conversation_with_results(client: openai.OpenAI) -> None:
     assert reply.choices[0].finish_reason in {"stop", "length", "tool_calls"}
 
 
-def test_auto_with_a_schema(client: openai.OpenAI) -> None:
+def test_auto_with_a_schema(client):
     """With `auto` and a response_format the answer is one or the other."""
     for seed in range(4):
         reply = client.chat.completions.create(
@@ -260,7 +260,7 @@ def test_auto_with_a_schema(client: openai.OpenAI) -> None:
         assert message.tool_calls or json.loads(message.content) in {1, 2, 3}
 
 
-def test_logprobs_seeds_and_stop_strings(client: openai.OpenAI) -> None:
+def test_logprobs_seeds_and_stop_strings(client):
     """They work with a constraint as without."""
     request: dict[str, Any] = {
         "model": "tiny",
@@ -276,13 +276,13 @@ def test_logprobs_seeds_and_stop_strings(client: openai.OpenAI) -> None:
     assert stopped.finish_reason == "stop"
 
 
-def test_a_crowd_of_schemas(real: Server) -> None:
+def test_a_crowd_of_schemas(real):
     """32 clients with schemas of their own at once: each gets an answer of its own schema."""
     import concurrent.futures
 
     def ask(number: int) -> Any:
-        schema = {"type": "object", "properties": {f"n{number}": {"const": number}}, "required": [f"n{number}"]}
-        schema["additionalProperties"] = False
+        name = f"n{number}"
+        schema = {"type": "object", "properties": {name: {"const": number}}, "required": [name]} | CLOSED
         reply = real.complete(max_tokens=40, guided_json=schema, temperature=1)
         return reply.json()["choices"][0]
 
@@ -292,7 +292,7 @@ def test_a_crowd_of_schemas(real: Server) -> None:
             assert json.loads(choice["text"]) == {f"n{number}": number}
 
 
-def test_tokenize_with_tools(real: Server) -> None:
+def test_tokenize_with_tools(real):
     """The tokens of a conversation with tools are those that a request with them has."""
     asked = {"messages": ASK, "tools": [WEATHER]}
     counted = call("POST", f"{real.url}/tokenize", json=asked, timeout=10).json()["count"]
@@ -309,11 +309,11 @@ class TestLangChain:
         return chat(base_url=f"{real.url}/v1", api_key="none", model="tiny", seed=1, max_retries=0, timeout=90)
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
-    def test_structured_output(self, model: Any, method: str) -> None:
+    def test_structured_output(self, model, method):
         """`with_structured_output` gives objects of the class."""
         assert isinstance(model.with_structured_output(Recipe, method=method).invoke("A recipe!"), Recipe)
 
-    def test_tools(self, model: Any) -> None:
+    def test_tools(self, model):
         """`bind_tools` gives calls, whole and streamed."""
         from langchain_core.tools import tool
 
@@ -332,7 +332,7 @@ class TestLangChain:
             whole = whole + chunk
         assert whole.tool_calls[0]["args"] == called["args"]
 
-    def test_a_round_of_tools(self, model: Any) -> None:
+    def test_a_round_of_tools(self, model):
         """A call, its result, and the next answer."""
         from langchain_core.messages import HumanMessage, ToolMessage
 
@@ -343,7 +343,7 @@ class TestLangChain:
         assert model.invoke([asked, called, result], max_tokens=6).usage_metadata["input_tokens"] > 20
 
 
-def test_docs_load_nothing_from_elsewhere(real: Server) -> None:
+def test_docs_load_nothing_from_elsewhere(real):
     """The page about the API works where the browser reaches only this server."""
     page = call("GET", f"{real.url}/docs", timeout=10)
     assert page.status_code == 200
@@ -351,6 +351,6 @@ def test_docs_load_nothing_from_elsewhere(real: Server) -> None:
     assert "openapi.json" in page.text
 
 
-def test_the_server_still_lives(real: Server, tmp_path: Path) -> None:
+def test_the_server_still_lives(real, tmp_path):
     """After all of it."""
     assert real.probe("/livez").status_code == 200
