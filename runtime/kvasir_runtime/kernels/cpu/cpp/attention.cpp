@@ -36,6 +36,21 @@ struct Seen {
     int from, to;
 };
 
+// The tile after this one. Blocks lie anywhere, so that no hardware prefetcher sees it coming; it is fetched token by
+// token while this one is computed, as a core has few loads in flight.
+struct Next {
+    const char *keys;  // null: none
+    int64_t to_values, token_bytes;
+
+    void fetch(int token) const {
+        if (keys)
+            for (const char *at = keys + token * token_bytes, *end = at + token_bytes; at < end; at += 64) {
+                __builtin_prefetch(at, 0, 2);
+                __builtin_prefetch(at + to_values, 0, 2);
+            }
+    }
+};
+
 // Softmax weights of a tile's scores against the highest score so far; rescales the state when there is a new one.
 inline v16 weigh(v16 s, Seen seen, int vectors, float softcap, State &state) {
     const v16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -56,11 +71,12 @@ inline v16 weigh(v16 s, Seen seen, int vectors, float softcap, State &state) {
 // `count` (at most TILE) consecutive tokens for Q queries. V vectors make a head; 0: told at run time.
 template <typename T, int V_, int Q>
 inline void attend_tile(const v16 *query, const T *k, const T *v, int count, const Seen *seen, int vectors,
-                        float softcap, State *states) {
+                        float softcap, Next next, State *states) {
     const int V = V_ ? V_ : vectors;
     v16 score[Q][TILE];
     for (int t = 0; t < TILE; t++) {
         v16 dot[Q] = {};
+        next.fetch(t);
         if (t < count)
             for (int i = 0; i < V; i++) {
                 const v16 key = load16(k + (t * V + i) * 16);
@@ -97,11 +113,12 @@ inline void attend_tile(const v16 *query, const T *k, const T *v, int count, con
 // `unpack` (see `in_order`). V is even.
 template <int V_, int Q>
 inline void attend_tile_bf16(const __m512bh *query, const bf16 *k, const bf16 *v, int count, const Seen *seen,
-                             int vectors, float scale, float softcap, State *states) {
+                             int vectors, float scale, float softcap, Next next, State *states) {
     const int P = (V_ ? V_ : vectors) / 2;  // vectors of 32
     v16 score[Q][TILE];
     for (int t = 0; t < TILE; t++) {
         __m512 dot[Q] = {};
+        next.fetch(t);
         if (t < count)
             for (int i = 0; i < P; i++) {
                 const __m512bh key = (__m512bh)_mm512_loadu_si512(k + (t * P + i) * 32);
@@ -168,8 +185,9 @@ struct Attention {
     }
 
     template <int Q>
-    void tile(int64_t g, const T *k, const T *v, int count, const Seen *seen, int vectors, const Call &d, State *states) const {
-        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, seen, vectors, d.softcap, states);
+    void tile(int64_t g, const T *k, const T *v, int count, const Seen *seen, int vectors, const Call &d, Next next,
+              State *states) const {
+        attend_tile<T, V_, Q>(query + g * vectors, k, v, count, seen, vectors, d.softcap, next, states);
     }
 
     void finish(State &, int) const {}
@@ -185,9 +203,9 @@ struct Attention<bf16, V_> {
     void prepare(const bf16 *q, int64_t at, int64_t count, float) { std::memcpy(query + at / 2, q, count * 32); }
 
     template <int Q>
-    void tile(int64_t g, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors, const Call &d,
+    void tile(int64_t g, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors, const Call &d, Next next,
               State *states) const {
-        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, seen, vectors, d.scale, d.softcap, states);
+        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, seen, vectors, d.scale, d.softcap, next, states);
     }
 
     void finish(State &state, int vectors) const { in_order(state.sums, vectors); }
@@ -227,21 +245,18 @@ void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t l
             std::fill_n(seen + row * G, G, part);
         }
         for (int64_t h = 0; h < head_count; h++, k += S * C) {
-            if (next) {  // blocks lie anywhere: no hardware prefetcher sees the next one coming
-                const char *at = (const char *)(next + h * S * C);
-                const int64_t bytes = std::min<int64_t>(TILE, S) * C * sizeof(T), values = to_values * sizeof(T);
-                for (int64_t line = 0; line < bytes; line += 64) {
-                    __builtin_prefetch(at + line, 0, 2);
-                    __builtin_prefetch(at + values + line, 0, 2);
-                }
-            }
+            Next fetched{next ? (const char *)(next + h * S * C) : nullptr, to_values * int64_t(sizeof(T)), C * int64_t(sizeof(T))};
             State *own = states + h * queries;
             int64_t g = 0;
             const int64_t base = h * queries;
-            for (; g + 8 <= queries; g += 8) attention.template tile<8>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
-            for (; g + 4 <= queries; g += 4) attention.template tile<4>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
-            for (; g + 2 <= queries; g += 2) attention.template tile<2>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
-            for (; g < queries; g++) attention.template tile<1>(base + g, k, k + to_values, count, seen + g, V, d, own + g);
+            for (; g + 8 <= queries; g += 8, fetched.keys = nullptr)
+                attention.template tile<8>(base + g, k, k + to_values, count, seen + g, V, d, fetched, own + g);
+            for (; g + 4 <= queries; g += 4, fetched.keys = nullptr)
+                attention.template tile<4>(base + g, k, k + to_values, count, seen + g, V, d, fetched, own + g);
+            for (; g + 2 <= queries; g += 2, fetched.keys = nullptr)
+                attention.template tile<2>(base + g, k, k + to_values, count, seen + g, V, d, fetched, own + g);
+            for (; g < queries; g++, fetched.keys = nullptr)
+                attention.template tile<1>(base + g, k, k + to_values, count, seen + g, V, d, fetched, own + g);
         }
         first += count;
     }

@@ -31,19 +31,42 @@ struct Bf16Call {
     int64_t rows, outputs, inputs;
 };
 
-// R rows from `row` on by N panels from `panel` on. Three rows share a pointer, as an address has room for twice a stride.
-template <int R, int N, bool FETCH>
-void multiply(const Bf16Call &d, int64_t row, int64_t panel) {
-    const int64_t stride = d.inputs * sizeof(bf16), pairs = d.inputs / 2, size = pairs * LINE, first = panel * PANEL;
+// Bias, rounding and storing of R rows by one panel.
+template <int R>
+void finish(const Bf16Call &d, int64_t row, int64_t panel, const __m512 *sums, int step) {
+    const int64_t at = panel * PANEL, count = std::min(PANEL, d.outputs - at);
+    const __mmask16 kept = __mmask16((1u << count) - 1);
+    const __m512 bias = d.bias ? _mm512_maskz_loadu_ps(kept, d.bias + at) : _mm512_setzero_ps();
+    for (int r = 0; r < R; r++)
+        _mm256_mask_storeu_epi16(d.out + (row + r) * d.outputs + at, kept, (__m256i)_mm512_cvtneps_pbh(sums[r * step] + bias));
+}
+
+// All R rows, transposed to x[I / 2][R], by one panel.
+template <int R>
+void multiply_few(const Bf16Call &d, const int32_t *x, int64_t panel) {
+    const int64_t pairs = d.inputs / 2;
+    const char *weights = d.panels + panel * pairs * LINE;
+    __m512 sums[R] = {};
+    for (int64_t k = 0; k < pairs; k++) {
+        const __m512bh pair = (__m512bh)_mm512_loadu_si512(weights + k * LINE);
+        _mm_prefetch(weights + k * LINE + AHEAD, _MM_HINT_T0);
+        for (int r = 0; r < R; r++) sums[r] = _mm512_dpbf16_ps(sums[r], pair, (__m512bh)_mm512_set1_epi32(x[k * R + r]));
+    }
+    finish<R>(d, 0, panel, sums, 1);
+}
+
+// R rows from `row` on by N panels from `panel` on. Three rows share a pointer: an address has room for twice a stride.
+template <int R, int N>
+void multiply_many(const Bf16Call &d, int64_t row, int64_t panel) {
+    const int64_t stride = d.inputs * sizeof(bf16), pairs = d.inputs / 2, size = pairs * LINE;
     const char *weights = d.panels + panel * size, *x[(R + 2) / 3];
     for (int i = 0; i < (R + 2) / 3; i++) x[i] = (const char *)d.x + (row + 3 * i) * stride;
     __m512 sums[R][N] = {};
     for (int64_t k = 0; k < pairs; k++) {
         __m512bh pair[N];
         for (int n = 0; n < N; n++) {
-            const char *at = weights + n * size + k * LINE;
-            pair[n] = (__m512bh)_mm512_loadu_si512(at);
-            if (FETCH) _mm_prefetch(at + AHEAD, _MM_HINT_T0);
+            pair[n] = (__m512bh)_mm512_loadu_si512(weights + n * size + k * LINE);
+            _mm_prefetch(weights + n * size + k * LINE + AHEAD, _MM_HINT_T0);
         }
         for (int r = 0; r < R; r++) {
             int32_t two;
@@ -51,31 +74,45 @@ void multiply(const Bf16Call &d, int64_t row, int64_t panel) {
             for (int n = 0; n < N; n++) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], (__m512bh)_mm512_set1_epi32(two), pair[n]);
         }
     }
-    for (int n = 0; n < N; n++) {
-        const int64_t at = first + n * PANEL, count = std::min(PANEL, d.outputs - at);
-        const __mmask16 kept = __mmask16((1u << count) - 1);
-        const __m512 bias = d.bias ? _mm512_maskz_loadu_ps(kept, d.bias + at) : _mm512_setzero_ps();
-        for (int r = 0; r < R; r++)
-            _mm256_mask_storeu_epi16(d.out + (row + r) * d.outputs + at, kept, (__m256i)_mm512_cvtneps_pbh(sums[r][n] + bias));
-    }
+    for (int n = 0; n < N; n++) finish<R>(d, row, panel + n, sums[0] + n, N);
 }
 
-using Multiply = void (*)(const Bf16Call &, int64_t row, int64_t panel);
-
-// multiply<1, N> to multiply<count, N>, by number of rows less one.
-template <int N, bool FETCH, int... R>
-constexpr auto by_rows(std::integer_sequence<int, R...>) {
-    return std::array<Multiply, sizeof...(R)>{multiply<R + 1, N, FETCH>...};
+// By number of rows less one.
+template <int... R>
+constexpr auto few_rows(std::integer_sequence<int, R...>) {
+    return std::array{multiply_few<R + 1>...};
 }
 
-constexpr auto ONE = by_rows<1, true>(std::make_integer_sequence<int, FEW>{});
-constexpr auto TWO = by_rows<2, false>(std::make_integer_sequence<int, TALL>{});
-constexpr auto TWO_FETCHED = by_rows<2, true>(std::make_integer_sequence<int, TALL>{});
+template <int N, int... R>
+constexpr auto many_rows(std::integer_sequence<int, R...>) {
+    return std::array{multiply_many<R + 1, N>...};
+}
+
+constexpr auto FEW_ROWS = few_rows(std::make_integer_sequence<int, FEW>{});
+constexpr auto ONE_PANEL = many_rows<1>(std::make_integer_sequence<int, TALL>{});
+constexpr auto TWO_PANELS = many_rows<2>(std::make_integer_sequence<int, TALL>{});
+
+// Pairs of inputs of all rows side by side: [I / 2, R]. Rows that lie a power of two apart would share few places of
+// the first-level cache.
+void transpose(const Bf16Call &d, int32_t *out) {
+    const int64_t pairs = d.inputs / 2;
+    const int32_t *x = reinterpret_cast<const int32_t *>(d.x);
+    for (int64_t begin = 0; begin < pairs; begin += 16)  // a line of each row at a time
+        for (int64_t k = begin; k < std::min(pairs, begin + 16); k++)
+            for (int64_t r = 0; r < d.rows; r++) out[k * d.rows + r] = x[r * pairs + k];
+}
 
 void linear_few(const Bf16Call &d, int threads) {
+    static thread_local std::vector<int32_t> transposed;  // kept from call to call
+    const int32_t *x = reinterpret_cast<const int32_t *>(d.x);
+    if (d.rows > 1) {
+        transposed.resize(d.inputs / 2 * d.rows);
+        transpose(d, transposed.data());
+        x = transposed.data();
+    }
     const int64_t panels = (d.outputs + PANEL - 1) / PANEL;
 #pragma omp parallel for num_threads(threads)
-    for (int64_t panel = 0; panel < panels; panel++) ONE[d.rows - 1](d, 0, panel);
+    for (int64_t panel = 0; panel < panels; panel++) FEW_ROWS[d.rows - 1](d, x, panel);
 }
 
 void linear_many(const Bf16Call &d, int threads) {
@@ -88,11 +125,8 @@ void linear_many(const Bf16Call &d, int threads) {
         const int64_t top = piece / groups * CHUNK, bottom = std::min(d.rows, top + CHUNK);
         const int64_t begin = piece % groups * group, end = std::min(panels, begin + group);
         for (int64_t panel = begin; panel < end; panel += 2)
-            for (int64_t row = top; row < bottom; row += TALL) {
-                const int64_t number = std::min(TALL, bottom - row) - 1;
-                if (panel + 1 == end) ONE[number](d, row, panel);
-                else (row == 0 ? TWO_FETCHED[number] : TWO[number])(d, row, panel);
-            }
+            for (int64_t row = top; row < bottom; row += TALL)
+                (panel + 1 == end ? ONE_PANEL : TWO_PANELS)[std::min(TALL, bottom - row) - 1](d, row, panel);
     }
 }
 
