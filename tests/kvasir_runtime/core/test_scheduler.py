@@ -1,8 +1,11 @@
 """What is scheduled when, with exact tokens, blocks and order."""
 
+import sys
+from collections.abc import Callable
+
 import pytest
 
-from kvasir_runtime.core.scheduler import BACKGROUND_CHUNK
+from kvasir_runtime.core.scheduler import BACKGROUND_CHUNK, Scheduler
 from kvasir_runtime.engine.messages import FinishReason
 from tests.kvasir_runtime.core.harness import expected_output, make_harness
 
@@ -189,6 +192,91 @@ def test_nobody_waits_longer_than_the_bound(prefer_prefill: bool, eviction: str)
         steps += 1
         late = [name for name, limit in bound.items() if limit < steps and (name, 0) not in harness.finished]
         assert not late, f"{late} are not done after {steps} steps"
+
+
+@pytest.mark.parametrize("prefer_prefill", [False, True])
+@pytest.mark.parametrize("num_blocks", [17, 40])
+def test_low_priorities_wait_no_longer_than_the_bound(prefer_prefill: bool, num_blocks: int) -> None:
+    """Under `priority`, with urgent requests that never cease and with preemptions.
+
+    Only requests that come before it in the order of service can keep a request back: no more of these come once it is
+    older than the difference in priority x `AGING_S`. From when it is the first, it and those that run then have so
+    many tokens as it may take steps.
+    """
+    harness = make_harness(
+        num_blocks=num_blocks, max_model_len=48, max_num_seqs=4, max_num_batched_tokens=4, policy="priority",
+        prefer_prefill=prefer_prefill,
+    )  # fmt: skip
+    watched = {}
+    for number, priority in enumerate((2, 0, 1, 1, 2)):
+        prompt, output = 5 + 6 * number, 12 - 2 * number
+        (watched[f"low {number}"],) = harness.add(
+            f"low {number}", tokens(1000 * number, prompt), max_tokens=output, priority=priority
+        )
+    for _ in range(6):
+        harness.step()  # some have begun when the urgent ones come
+    bound: dict[str, int] = {}
+    steps = 0
+    while any((name, 0) not in harness.finished for name in watched):
+        urgent = f"urgent {steps}"
+        harness.add(urgent, tokens(50_000 + 20 * steps, 5), max_tokens=3, priority=-1, arrival=harness.now)
+        unfinished = {request.request_id: request for request in harness.scheduler.unfinished()}
+        first = min(unfinished.values(), key=lambda request: request.sort_key)
+        if first.request_id in watched and first.request_id not in bound:
+            involved = {first, *harness.scheduler.running}
+            work = sum(request.num_prompt_tokens + request.max_output_tokens for request in involved)
+            bound[first.request_id] = steps + work * (2 if prefer_prefill else 1)
+        harness.step()
+        steps += 1
+        late = [name for name, limit in bound.items() if limit < steps and (name, 0) not in harness.finished]
+        assert not late, f"{late} are not done after {steps} steps"
+        # Nobody ahead of it comes when it is older than 3 priorities x 60 s.
+        ahead = [name for name, request in unfinished.items() if request.sort_key < watched["low 0"].sort_key]
+        assert steps <= 180 or f"urgent {steps - 1}" not in ahead
+    assert harness.scheduler.preemptions > 0 or num_blocks == 40
+    for name, request in watched.items():
+        prompt = list(request.token_ids[: request.num_prompt_tokens])
+        assert harness.output_of(name) == expected_output(prompt, request.max_output_tokens)
+
+
+def count_operations(work: Callable[[], object]) -> int:
+    """Calls of functions, Python's and C's, that `work` makes."""
+    count = 0
+
+    def tick(_frame: object, event: str, _argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    sys.setprofile(tick)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_a_step_makes_no_more_calls_when_the_queue_is_long(policy: str) -> None:
+    """1,000 and 10,000 waiting requests add less than 5 % to the calls of scheduling and updating a step."""
+    calls = {}
+    for queued in (0, 1_000, 10_000):
+        harness = make_harness(num_blocks=200, max_num_seqs=4, max_num_batched_tokens=16, policy=policy)
+        for number in range(4):
+            harness.add(str(number), tokens(100 * number, 12), max_tokens=50)
+        while any(request.num_output_tokens < 2 for request in harness.scheduler.running) or harness.now == 0:
+            harness.step()
+        for number in range(queued):
+            harness.add(f"w{number}", tokens(5_000, 8), arrival=harness.now)
+        scheduler = harness.scheduler
+
+        def one_step(scheduler: Scheduler = scheduler) -> None:
+            output = scheduler.schedule(100.0)
+            scheduler.update(output, [1] * len(output.seats))
+
+        one_step()  # the head of the queue is looked at once
+        calls[queued] = sum(count_operations(one_step) for _ in range(5))
+    assert calls[1_000] < 1.05 * calls[0] + 5 * 12  # the head is asked again whether it fits
+    assert calls[10_000] == calls[1_000]
 
 
 def test_a_step_costs_no_more_when_the_queue_is_long() -> None:
