@@ -97,6 +97,7 @@ class Process:
             scraper = Scraper(session, self.settings.scrape_timeout_seconds)
             tokens = Tokens(cluster, utc_now)
             observer = Observer(store, tokens, scraper, cluster, self.settings, utc_now)
+            await observer.devices.fill(cluster)
             executor = Executor(cluster, scraper, store, tokens, self.settings, utc_now)
             reconciler = self._reconciler(cluster, store, observer, executor)
             watching = asyncio.Event()

@@ -183,3 +183,28 @@ async def test_a_look_that_takes_too_long_is_not_waited_for() -> None:
     assert replicas(loop) == []
     await turns(loop, 8)
     assert len(replicas(loop)) == 1
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_it_gets_there_whatever_fails(seed: int) -> None:
+    """Refused and unanswered requests, and an operator that dies between any two writes: one plan, and no leftovers."""
+    loop = await started(accelerator={"count": 1}, replicas=2)
+    faults = loop.cluster.faults
+    faults.random.seed(seed)
+    faults.error_rate = faults.silent_rate = 0.2
+    for turn in range(80):
+        faults.die_after_writes = 1 if turn % 9 == seed % 9 else faults.die_after_writes
+        running = [pod for pod in inspections(loop) if pod["status"]["phase"] == "Pending"]
+        if running and turn % 3 == 0:
+            says(loop, report("Gemma-2-27B"))
+        loop.clock.move(2)
+        loop.cluster.finish_deletions()
+        await loop.turn()
+        assert len(inspections(loop)) <= 1
+    faults.error_rate = faults.silent_rate = 0
+    faults.die_after_writes = None
+    await loop.observer.devices.fill(loop.cluster)  # type: ignore[arg-type]
+    for _ in range(20):
+        await turns(loop, 5)
+    assert [products(pod) for pod in replicas(loop)] == [[[A100]], [[A100]]]
+    assert inspections(loop) == []
