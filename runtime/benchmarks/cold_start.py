@@ -1,8 +1,8 @@
 """How long a server takes from the start of its process to Ready, by phase, with its model in the page cache.
 
-Starts `kvasir-runtime serve` several times, one after the other (the first start does not count), and prints a table: the phases as the server reports
-them, Ready as seen from outside, and the first requests: the first one must not be slower for anything that is built
-or loaded only then. Example:
+Starts `kvasir-runtime serve` several times, one after the other; the first start does not count. Prints a table: the
+phases as the server reports them, Ready as seen from outside, and the first requests: the first one must not be slower
+for anything that is built or loaded only then. Example:
 
     python runtime/benchmarks/cold_start.py --model ~/.cache/kvasir/bench/models/llama-… --runs 5
 """
