@@ -57,6 +57,9 @@ SERVICES: Final = Kind("v1", "services")
 SECRETS: Final = Kind("v1", "secrets")
 EVENTS: Final = Kind("v1", "events")
 NODES: Final = Kind("v1", "nodes")
+REVISIONS: Final = Kind("apps/v1", "controllerrevisions")
+BUDGETS: Final = Kind("policy/v1", "poddisruptionbudgets")
+"""Served as policy/v1beta1 before Kubernetes 1.21: `Cluster.discover` finds out."""
 LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
 WEBHOOK_CONFIGURATIONS: Final = Kind("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations")
 """Of the whole cluster: its namespace is empty."""
@@ -69,6 +72,20 @@ class Cluster:
         self._client = client
         self._fence = fence
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._versions: dict[Kind, str] = {}
+
+    async def discover(self, kind: Kind) -> None:
+        """Use the version of the kind's group that the API server prefers. Raises ApiError."""
+        group = kind.api_version.partition("/")[0]
+        answer = await self._request("GET", kind, f"/apis/{group}")
+        self._versions[kind] = answer["preferredVersion"]["groupVersion"]
+
+    def version_of(self, kind: Kind) -> str:
+        """The `apiVersion` that the API server is asked in."""
+        return self._versions.get(kind, kind.api_version)
+
+    def _path(self, kind: Kind, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        return Kind(self.version_of(kind), kind.plural).path(namespace, name, subresource)
 
     async def pages(
         self, kind: Kind, namespace: str | None = None, *, metadata_only: bool = False, query: Query | None = None
@@ -81,38 +98,40 @@ class Cluster:
         token = ""
         while True:
             given = {"limit": PAGE_SIZE, **(query or {})} | ({"continue": token} if token else {})
-            page = await self._request("GET", kind, kind.path(namespace), given, accept=accept)
+            page = await self._request("GET", kind, self._path(kind, namespace), given, accept=accept)
             yield page.get("items") or [], page["metadata"].get("resourceVersion", "")
             token = page["metadata"].get("continue") or ""
             if not token:
                 return
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
-        return await self._request("GET", kind, kind.path(namespace, name))
+        return await self._request("GET", kind, self._path(kind, namespace, name))
 
     async def create(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
-        return await self._write("POST", kind, kind.path(namespace), body)
+        return await self._write("POST", kind, self._path(kind, namespace), body)
 
     async def apply(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
         """Server-side apply: fields in `body` become ours, others stay as they are."""
-        path = kind.path(namespace, body["metadata"]["name"])
+        path = self._path(kind, namespace, body["metadata"]["name"])
         return await self._write("PATCH", kind, path, body, {"force": "true"}, APPLY_PATCH)
 
     async def patch(
         self, kind: Kind, namespace: str, name: str, body: Manifest, content_type: str, subresource: str | None = None
     ) -> Manifest:
-        return await self._write("PATCH", kind, kind.path(namespace, name, subresource), body, None, content_type)
+        return await self._write(
+            "PATCH", kind, self._path(kind, namespace, name, subresource), body, None, content_type
+        )
 
     async def replace(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
         """Write the whole object in place of the version that it names; a conflict if there is a newer one."""
-        return await self._write("PUT", kind, kind.path(namespace, body["metadata"]["name"]), body)
+        return await self._write("PUT", kind, self._path(kind, namespace, body["metadata"]["name"]), body)
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str, grace_s: int | None = None) -> Manifest:
         """Delete exactly that object: another one of the same name is a conflict. A pod may end within `grace_s`."""
         body: Manifest = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace_s is not None:
             body["gracePeriodSeconds"] = grace_s
-        return await self._write("DELETE", kind, kind.path(namespace, name), body)
+        return await self._write("DELETE", kind, self._path(kind, namespace, name), body)
 
     async def _write(
         self,

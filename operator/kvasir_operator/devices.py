@@ -25,8 +25,8 @@ from kvasir_operator.placement.inventory import (
 )
 from kvasir_operator.placement.preemption import Holder, Rank, Settlement, settle
 from kvasir_operator.placement.queue import Standing, Waiter, first_of_each, standing_of
-from kvasir_operator.planning.reading import read_time
 from kvasir_operator.planning.state import DRAINING_REASON
+from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
 from kvasir_operator.store import ServiceKey, Store, key_of, version_of
 

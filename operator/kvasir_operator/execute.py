@@ -15,26 +15,34 @@ from typing import Any, Final
 from kvasir_operator import metrics
 from kvasir_operator.api.base import format_time
 from kvasir_operator.api.v1alpha1 import ObjectMeta
-from kvasir_operator.cluster import PODS, SECRETS, SERVICES, STRATEGIC_PATCH, Cluster
+from kvasir_operator.cluster import BUDGETS, PODS, SECRETS, SERVICES, STRATEGIC_PATCH, Cluster, Kind
 from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError, PodError
 from kvasir_operator.planning.actions import (
     Action,
+    ApplyBudget,
     ApplySecret,
     ApplyService,
+    CompareGoldens,
     CreateInspection,
     CreatePod,
     DeletePod,
     Drain,
+    DropRevision,
+    KeepRevision,
+    MarkRevision,
     SetGates,
     Undrain,
 )
+from kvasir_operator.planning.replicas import least_available
 from kvasir_operator.planning.state import Snapshot
 from kvasir_operator.resources import names
+from kvasir_operator.resources.budget import build_budget
 from kvasir_operator.resources.inspection import build_inspection_pod
 from kvasir_operator.resources.placement import place_on
 from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.secret import build_admin_secret
 from kvasir_operator.resources.service import build_service
+from kvasir_operator.revision_keeper import RevisionKeeper
 from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
 from kvasir_operator.store import ServiceKey, Store, owner_uid
@@ -72,6 +80,7 @@ class Executor:
     ) -> None:
         self._cluster = cluster
         self._scraper = scraper
+        self._keeper = RevisionKeeper(cluster, scraper, store, clock)
         self._store = store
         self._tokens = tokens
         self._settings = settings
@@ -102,8 +111,10 @@ class Executor:
         match action:
             case ApplySecret():
                 await self._make_secret(meta)
-            case ApplyService():
-                await self._apply_service(meta)
+            case ApplyService() | ApplyBudget():
+                await self._apply_own(snapshot, action)
+            case KeepRevision() | MarkRevision() | DropRevision() | CompareGoldens():
+                await self._keeper.do(snapshot, action, token)
             case CreatePod():
                 await self._create_pod(snapshot, action)
             case CreateInspection():
@@ -136,22 +147,29 @@ class Executor:
                 f"Secret {name} has no usable key {key!r}: delete it to have it made anew",
             )
 
-    async def _apply_service(self, meta: ObjectMeta) -> None:
-        """Create the Service, or mend the one that is there if it is ours. Somebody else's is never touched."""
-        manifest = build_service(meta)
+    async def _apply_own(self, snapshot: Snapshot, action: ApplyService | ApplyBudget) -> None:
+        if isinstance(action, ApplyService):
+            await self._apply(SERVICES, snapshot.meta, build_service(snapshot.meta))
+            return
+        assert snapshot.spec is not None, "no budget is planned for a spec that cannot be read"
+        manifest = build_budget(snapshot.meta, least_available(snapshot.spec))
+        await self._apply(BUDGETS, snapshot.meta, manifest | {"apiVersion": self._cluster.version_of(BUDGETS)})
+
+    async def _apply(self, kind: Kind, meta: ObjectMeta, manifest: dict[str, Any]) -> None:
+        """Create the object, or mend the one that is there if it is ours. Somebody else's is never touched."""
         try:
-            made = await self._cluster.create(SERVICES, meta.namespace, manifest)
+            made = await self._cluster.create(kind, meta.namespace, manifest)
         except ApiError as error:
             if not error.already_exists:
                 raise
-            refuse_foreign(await self._cluster.get(SERVICES, meta.namespace, manifest["metadata"]["name"]), meta)
-            made = await self._cluster.apply(SERVICES, meta.namespace, manifest)
-        self._store.put(SERVICES, made)
+            refuse_foreign(await self._cluster.get(kind, meta.namespace, manifest["metadata"]["name"]), meta)
+            made = await self._cluster.apply(kind, meta.namespace, manifest)
+        self._store.put(kind, made)
 
     async def _create_pod(self, snapshot: Snapshot, action: CreatePod) -> None:
-        meta, template = snapshot.meta, snapshot.template
-        assert template is not None, "no pods are planned for a spec that cannot be read"
-        manifest = build_pod(meta, template, action.pod, self._settings)
+        meta, template = snapshot.meta, snapshot.template_of(action.revision)
+        assert template is not None, "no pods are planned of a revision that cannot be read"
+        manifest = build_pod(meta, template, action.pod, self._settings, action.revision)
         if action.attempt:
             manifest["metadata"].setdefault("annotations", {})[names.ATTEMPT_ANNOTATION] = str(action.attempt)
         if action.products:

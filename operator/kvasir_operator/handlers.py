@@ -1,7 +1,8 @@
 """What kopf calls: one handler for each kind that is watched. They only pass the event on.
 
 Handlers are `on.event`: kopf puts a finalizer on objects for any other sort, and nothing may wait for the operator to
-be deleted. The watches are narrowed by the server to objects of ours, and to nodes with GPUs.
+be deleted. The watches are narrowed by the server to objects of ours; nodes are watched for their devices, and for
+being cordoned.
 """
 
 import asyncio
@@ -11,8 +12,7 @@ import kopf
 from kubernetes.aio.client import Configuration
 
 from kvasir_operator.api import v1alpha1
-from kvasir_operator.cluster import NODES, PODS, SERVICES, SERVICES_OF_OURS
-from kvasir_operator.devices import NODE_SELECTOR
+from kvasir_operator.cluster import BUDGETS, NODES, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS
 from kvasir_operator.reconciler import Reconciler
 from kvasir_operator.resources import names
 
@@ -65,7 +65,15 @@ def make_registry(reconciler: Reconciler, configuration: Configuration) -> kopf.
     async def on_service(event: kopf.RawEvent, **_: Any) -> None:
         reconciler.notice(SERVICES, event["type"], event["object"])
 
-    @kopf.on.event("", "v1", "nodes", registry=registry, labels={names.GPU_PRESENT_LABEL: "true"})
+    @kopf.on.event("apps", "v1", "controllerrevisions", registry=registry, labels={names.SERVICE_LABEL: kopf.PRESENT})
+    async def on_revision(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(REVISIONS, event["type"], event["object"])
+
+    @kopf.on.event("policy", "poddisruptionbudgets", registry=registry, labels={names.SERVICE_LABEL: kopf.PRESENT})
+    async def on_budget(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(BUDGETS, event["type"], event["object"])
+
+    @kopf.on.event("", "v1", "nodes", registry=registry)
     async def on_node(event: kopf.RawEvent, **_: Any) -> None:
         reconciler.notice(NODES, event["type"], event["object"])
 
@@ -91,7 +99,7 @@ async def connection(configuration: Configuration) -> kopf.ConnectionInfo:
 
 
 def make_settings() -> kopf.OperatorSettings:
-    """Watch what is ours, and nodes with GPUs; write nothing; look for no new kinds."""
+    """Watch what is ours, and nodes; write nothing; look for no new kinds."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True
@@ -100,7 +108,8 @@ def make_settings() -> kopf.OperatorSettings:
     settings.persistence.progress_storage = NoProgress()
     for plural in ("pods", "services"):
         settings.watching.label_selectors["v1", plural] = names.SERVICE_LABEL
-    settings.watching.label_selectors["v1", "nodes"] = NODE_SELECTOR
+    for group, plural in (("apps", "controllerrevisions"), ("policy", "poddisruptionbudgets")):
+        settings.watching.label_selectors[group, plural] = names.SERVICE_LABEL
     return settings
 
 

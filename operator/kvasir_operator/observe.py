@@ -12,7 +12,8 @@ from kvasir_operator import metrics
 from kvasir_operator.api.field_errors import FieldError, from_validation_error
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.api.validation import check
-from kvasir_operator.cluster import EVENTS, PODS, SERVICES, Cluster
+from kvasir_operator.cluster import BUDGETS, EVENTS, PODS, REVISIONS, SERVICES, Cluster
+from kvasir_operator.cordons import Cordons
 from kvasir_operator.devices import Devices
 from kvasir_operator.errors import ApiError
 from kvasir_operator.outlooks import Outlooks, Wish
@@ -21,8 +22,11 @@ from kvasir_operator.placement.sources import is_inspectable, source_key
 from kvasir_operator.planning.drift import covers
 from kvasir_operator.planning.failures import failure_of
 from kvasir_operator.planning.reading import read_pod
+from kvasir_operator.planning.replicas import least_available
+from kvasir_operator.planning.revisions import check_pin, read_revision
 from kvasir_operator.planning.state import NOT_ASKED, ObjectState, Pod, PodWarning, Refusal, Snapshot, Stage, Unknown
 from kvasir_operator.resources import names
+from kvasir_operator.resources.budget import build_budget
 from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.service import build_service
 from kvasir_operator.resources.sources import check_source
@@ -95,9 +99,15 @@ class Observer:
         self._settings = settings
         self._clock = clock
         self._samples: dict[ServiceKey, dict[str, _Sample]] = {}
-        self._desired: dict[ServiceKey, tuple[str, int, Desired]] = {}
+        self._desired: dict[ServiceKey, tuple[tuple[object, ...], Desired]] = {}
+        self._cordons = Cordons()
         self.devices = Devices(store, clock)
         self._outlooks = Outlooks(store, self.devices, settings, clock)
+
+    def notice_cordon(self, change: str | None, node: Manifest) -> set[ServiceKey]:
+        """Take in a watch event of a node; returns the services with pods on it if that is to be emptied or not."""
+        name = self._cordons.notice(change, node)
+        return self._store.services_on(name) if name is not None else set()
 
     async def look(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
         """Ask the engines whose answers are too old, then make a snapshot; None when the service is gone."""
@@ -140,23 +150,37 @@ class Observer:
         inspection = self._outlooks.inspection(desired.wish, status, looking, own)
         outlook, standing = self._outlooks.outlook(desired.wish, inspection)
         token = self._tokens.known(meta)
+        history = tuple(
+            read_revision(each) for each in self._store.of_service(key, REVISIONS) if owner_uid(each) == meta.uid
+        )
+        serving = {pod.revision for pod in own if pod.stage is Stage.SERVING}
         return Snapshot(
             meta=meta,
             spec=desired.service.spec if desired.service is not None else None,
             status=status,
             template=desired.template,
             revision=desired.revision,
-            errors=desired.errors,
+            errors=(*desired.errors, *check_pin(meta, desired.revision, history, serving)),
             source_errors=desired.source_errors,
             pods=own,
             taken_names=frozenset(pod["metadata"]["name"] for pod in pods if owner_uid(pod) != meta.uid),
             service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
             secret=token.state,
+            budget=self._budget(key, meta, desired),
+            history=history,
+            cordoned=self._cordons.cordoned,
             refusals=(*refusals, token.refusal) if token.refusal is not None else refusals,
             standing=standing,
             inspection=inspection,
             outlook=outlook,
         )
+
+    def _budget(self, key: ServiceKey, meta: ObjectMeta, desired: Desired) -> ObjectState:
+        """Whether the PodDisruptionBudget says what the spec asks for."""
+        if desired.service is None:
+            return ObjectState.UNKNOWN
+        wanted = build_budget(meta, least_available(desired.service.spec))
+        return _compare(self._store.of_service(key, BUDGETS), wanted)
 
     def token(self, key: ServiceKey) -> str | None:
         """The bearer token of the service's engines; None while there is none."""
@@ -177,13 +201,15 @@ class Observer:
             yield read_pod(manifest, sample.state, sample.warnings, silent)
 
     def _read(self, key: ServiceKey, manifest: Manifest) -> Desired:
-        """The typed spec; read once for each generation."""
-        uid, generation = manifest["metadata"]["uid"], manifest["metadata"].get("generation", 0)
+        """The typed spec; read once for each generation and each restart that is asked for."""
+        metadata = manifest["metadata"]
+        restart = (metadata.get("annotations") or {}).get(names.RESTART_ANNOTATION)
+        identity = (metadata["uid"], metadata.get("generation", 0), restart)
         kept = self._desired.get(key)
-        if kept is None or kept[:2] != (uid, generation):
-            kept = (uid, generation, read_desired(manifest, self._settings))
+        if kept is None or kept[0] != identity:
+            kept = (identity, read_desired(manifest, self._settings))
             self._desired[key] = kept
-        return kept[2]
+        return kept[1]
 
     def forget(self, key: ServiceKey) -> None:
         """Keep nothing of a service that is gone."""
@@ -191,7 +217,7 @@ class Observer:
         self._outlooks.forget(key)
         kept = self._desired.pop(key, None)
         if kept is not None:
-            self._tokens.forget(kept[0])
+            self._tokens.forget(str(kept[0][0]))
 
     async def _ask(self, key: ServiceKey, pod: Pod, sample: _Sample, token: str | None) -> None:
         """Bring one pod's sample up to date, if it is worth it."""

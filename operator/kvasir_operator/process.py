@@ -15,7 +15,7 @@ import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 
 from kvasir_operator import health, sync, webhooks
-from kvasir_operator.cluster import Cluster
+from kvasir_operator.cluster import BUDGETS, Cluster
 from kvasir_operator.connection import default_home, load_configuration
 from kvasir_operator.events import EventRecorder
 from kvasir_operator.execute import Executor
@@ -92,6 +92,7 @@ class Process:
         if self.stop.is_set():
             return
         self.state.role = "fills its cache"
+        await cluster.discover(BUDGETS)
         await sync.fill(store, cluster, self.settings.namespaces)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=POD_CONNECTIONS)) as session:
             scraper = Scraper(session, self.settings.scrape_timeout_seconds)

@@ -83,9 +83,11 @@ class Reconciler:
         """Set to an exception when this process must stop acting."""
 
     def notice(self, kind: Kind, change: str | None, manifest: Mapping[str, Any]) -> None:
-        """Take in a watch event, and wake its service if that is news. Nodes wake nobody: the scheduler acts then."""
+        """Take in a watch event, and wake its service if that is news. Nodes wake those who are to leave them alone."""
         if kind == NODES:
             self._observer.devices.notice(change, manifest)
+            for left in self._observer.notice_cordon(change, manifest):
+                self.wake(left)
             return
         if change == "DELETED":
             version = manifest["metadata"].get("resourceVersion", "")

@@ -1,15 +1,39 @@
 """What is said to and heard from the engines: the operator port of a pod, by its address, with the service's token."""
 
-from typing import Any
+from typing import Any, Final
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from kvasir_operator import metrics
 from kvasir_operator.errors import PodError
+from kvasir_operator.planning.goldens import Scored
 from kvasir_operator.planning.state import Unknown
 from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import AdminState, DrainRequest
+
+SCORE_SECONDS: Final = 60.0
+"""Time in which a pod must have computed a golden prompt, whatever else it does."""
+
+
+class _Logprobs(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+
+
+class _Choice(BaseModel):
+    logprobs: _Logprobs
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int
+
+
+class _Completion(BaseModel):
+    """What is read of the answer of `/v1/completions`."""
+
+    choices: list[_Choice]
+    usage: _Usage
 
 
 class Scraper:
@@ -37,15 +61,41 @@ class Scraper:
         """Have the engine take requests again; raises PodError."""
         await self._request("POST", ip, "/admin/undrain", token)
 
+    async def score(self, ip: str, token: str, model: str, prompt: str) -> Scored:
+        """The log-probabilities of a prompt's tokens, by the user port, which takes our token too; raises PodError."""
+        body = {"model": model, "prompt": prompt, "max_tokens": 1, "temperature": 0, "echo": True, "logprobs": 0}
+        limit = aiohttp.ClientTimeout(total=SCORE_SECONDS)
+        content = await self._send("POST", ip, names.USER_PORT, "/v1/completions", token, limit, body)
+        try:
+            answer = _Completion.model_validate_json(content)
+            found = answer.choices[0].logprobs
+        except (ValidationError, IndexError) as error:
+            raise PodError(0, f"/v1/completions: no log-probabilities in the answer: {error}") from error
+        count = answer.usage.prompt_tokens
+        return Scored(tuple(found.tokens[:count]), tuple(found.token_logprobs[:count]))
+
     async def _request(self, method: str, ip: str, path: str, token: str, body: BaseModel | None = None) -> bytes:
+        sent = body.model_dump() if body is not None else None
+        return await self._send(method, ip, names.ADMIN_PORT, path, token, self._timeout, sent)
+
+    async def _send(
+        self,
+        method: str,
+        ip: str,
+        port: int,
+        path: str,
+        token: str,
+        limit: aiohttp.ClientTimeout,
+        body: dict[str, Any] | None,
+    ) -> bytes:
         host = f"[{ip}]" if ":" in ip else ip
-        sent: dict[str, Any] = {"json": body.model_dump()} if body is not None else {}
+        sent: dict[str, Any] = {"json": body} if body is not None else {}
         try:
             async with self._session.request(
                 method,
-                f"http://{host}:{names.ADMIN_PORT}{path}",
+                f"http://{host}:{port}{path}",
                 headers={"Authorization": f"Bearer {token}"},
-                timeout=self._timeout,
+                timeout=limit,
                 **sent,
             ) as answer:
                 content = await answer.read()

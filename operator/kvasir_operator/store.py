@@ -9,13 +9,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from kvasir_operator.cluster import PODS, SERVICES, SERVICES_OF_OURS, Kind
+from kvasir_operator.cluster import BUDGETS, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS, Kind
 from kvasir_operator.placement.inventory import devices_of
 from kvasir_operator.resources import names
 
 Manifest = Mapping[str, Any]
 
-KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES)
+KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES, REVISIONS, BUDGETS)
 """Kinds that are watched and kept. All but our own carry the label of their service. Secrets are not among them: an
 operator that may list the Secrets of a cluster may do too much."""
 
@@ -115,6 +115,11 @@ class Store:
     def all(self, kind: Kind) -> Iterator[Manifest]:
         """Every object of a kind."""
         return iter(self._objects[kind].values())
+
+    def services_on(self, node: str) -> set[ServiceKey]:
+        """The services that have a pod on a node."""
+        pods = (pod for pod in self._objects[PODS].values() if pod["spec"].get("nodeName") == node)
+        return {key for pod in pods if (key := key_of(PODS, pod)) is not None}
 
     def services(self) -> Iterator[ServiceKey]:
         """Every InferenceService that is known."""

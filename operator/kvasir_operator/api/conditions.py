@@ -47,6 +47,9 @@ class Reason(StrEnum):
     WARMING = "Warming"
     DRAINING = "Draining"
     ROLLING_OUT = "RollingOut"
+    ROLLOUT_PAUSED = "RolloutPaused"
+    CANARY = "Canary"
+    ROLLING_BACK = "RollingBack"
     CONVERGED = "Converged"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
     ROLLED_BACK = "RolledBack"
@@ -104,6 +107,7 @@ class Reason(StrEnum):
     NODE_LOST = "NodeLost"
     EVICTED = "Evicted"
     POD_REFUSED = "PodRefused"
+    GOLDEN_PROMPTS_DIFFER = "GoldenPromptsDiffer"
     # Any
     UNKNOWN = "Unknown"
 

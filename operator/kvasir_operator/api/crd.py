@@ -39,12 +39,14 @@ HEADER: Final = (
 COLUMNS: Final = (
     ("Model", "string", ".status.summary.model", "The model, by the last part of its address", 0),
     ("Ready", "string", ".status.summary.replicas", "Replicas that serve, of those that should", 0),
+    ("Updated", "integer", ".status.updatedReplicas", "Replicas that are of the newest revision", 0),
     ("KV use", "string", ".status.summary.kvCache", "Mean use of the replicas' KV caches", 0),
     ("Status", "string", '.status.conditions[?(@.type=="Ready")].reason', "Why it is ready or not", 0),
     ("Age", "date", ".metadata.creationTimestamp", "Time since it was made", 0),
     ("URL", "string", ".status.url", "Address of the OpenAI API within the cluster", 1),
     ("Source", "string", ".spec.model.source.uri", "Address of the model's files", 1),
     ("Revision", "string", ".status.currentRevision", "Revision that serves", 1),
+    ("Progress", "string", '.status.conditions[?(@.type=="Progressing")].message', "How a change gets on", 1),
     ("Message", "string", '.status.conditions[?(@.type=="Ready")].message', "What a person should know", 1),
 )
 """Name, type, JSONPath, description and priority (1: only with `-o wide`) of what `kubectl get` shows."""

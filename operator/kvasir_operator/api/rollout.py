@@ -11,24 +11,27 @@ class CanaryStep(ApiModel):
     """One step of a canary."""
 
     traffic: int = Field(
-        ge=1, le=100, description="Share of the requests that the new revision gets, in percent. Not acted on yet."
+        ge=1,
+        le=100,
+        description="Share of the requests that the new revision gets, in percent: by its share of the replicas, at "
+        "least one.",
     )
-    pause: Duration = Field(description="How long the step lasts. Not acted on yet.")
+    pause: Duration = Field(description="How long the step lasts, once its replicas serve.")
 
 
 class CanarySpec(ApiModel):
     """Traffic moves to a new revision step by step."""
 
-    steps: list[CanaryStep] = Field(
-        min_length=1, max_length=20, description="The steps, with rising traffic. Not acted on yet."
-    )
+    steps: list[CanaryStep] = Field(min_length=1, max_length=20, description="The steps, with rising traffic.")
 
 
 class AutoRollbackSpec(ApiModel):
     """When a new revision is given up by itself."""
 
     enabled: bool = Field(
-        default=True, description="Whether a revision that fails is rolled back by itself. Not acted on yet."
+        default=True,
+        description="Whether a revision that crashes, makes no progress or answers golden prompts otherwise is rolled "
+        "back by itself. One that has served on all replicas is not.",
     )
     ttft_p95_ratio: float | None = Field(
         default=None,
@@ -46,7 +49,13 @@ class AutoRollbackSpec(ApiModel):
     golden_prompts: list[str] = Field(
         default=[],
         max_length=64,
-        description="Prompts whose log-probabilities the new revision must reproduce. Not acted on yet.",
+        description="Prompts whose log-probabilities the new revision must reproduce before it takes traffic.",
+    )
+    golden_tolerance: float = Field(
+        default=0.1,
+        ge=0,
+        description="Most that the log-probabilities of golden prompts may differ between the revisions, in nats a "
+        "token, as the mean over a prompt.",
     )
 
 
@@ -56,7 +65,7 @@ class RolloutSpec(ApiModel):
     strategy: Literal["Auto", "Surge", "InPlace"] = Field(
         default="Auto",
         description="Surge: a new replica serves before an old one goes. InPlace: an old one is drained and replaced. "
-        "Auto: surge; going in place where no accelerator is free is not acted on yet.",
+        "Auto: surge; where no node has room for one more replica, in place.",
     )
     max_surge: int = Field(default=1, ge=0, le=100, description="Replicas above `replicas` during a rollout.")
     max_unavailable: int = Field(
@@ -64,16 +73,20 @@ class RolloutSpec(ApiModel):
     )
     progress_deadline: Duration = Field(
         default=Duration("20m"),
-        description="How long a rollout may go without progress before it counts as failed. Not acted on yet.",
+        description="How long a rollout may go without progress before it counts as failed.",
     )
     revision_history_limit: int = Field(
-        default=5, ge=0, le=100, description="Old revisions kept to roll back to. Not acted on yet."
+        default=5, ge=0, le=100, description="Old revisions kept to roll back to, beside those in use."
+    )
+    paused: bool = Field(
+        default=False,
+        description="Whether the rollout stands still: replicas stay of the revisions that they are of.",
     )
     canary: CanarySpec | None = Field(
-        default=None, description="Move traffic to a new revision step by step. Absent: all at once. Not acted on yet."
+        default=None, description="Move traffic to a new revision step by step. Absent: all at once."
     )
     auto_rollback: AutoRollbackSpec = Field(
-        default=AutoRollbackSpec(), description="When a new revision is given up by itself. Not acted on yet."
+        default=AutoRollbackSpec(), description="When a new revision is given up by itself."
     )
 
 

@@ -29,6 +29,16 @@ class RevisionStatus(ApiModel):
     message: str = Field(default="", description="What became of the revision, for people.")
 
 
+class CanaryStatus(ApiModel):
+    """How the requests are to be divided while a new revision is tried: for routers, which may weigh by it."""
+
+    revision: str = Field(description="The new revision; its pods carry it as a label.")
+    traffic: int = Field(ge=0, le=100, description="Share of the requests that it is to get, in percent.")
+    step: int = Field(ge=1, description="The present step, from 1 on.")
+    steps: int = Field(ge=1, description="How many steps there are.")
+    since: Time | None = Field(default=None, description="When the step's replicas all served. Unset: not yet.")
+
+
 class CapacityStatus(ApiModel):
     """What one replica can hold."""
 
@@ -126,6 +136,7 @@ class InferenceServiceStatus(ApiModel):
     current_revision: str | None = Field(default=None, description="Revision that serves.")
     update_revision: str | None = Field(default=None, description="Revision that the spec asks for.")
     revisions: list[RevisionStatus] = Field(default=[], description="Revisions that have pods or are kept.")
+    canary: CanaryStatus | None = Field(default=None, description="The trial of a new revision, while there is one.")
     capacity: CapacityStatus | None = Field(default=None, description="What one replica can hold.")
     inspection: InspectionStatus | None = Field(
         default=None, description="What was found out about the model before replicas were made."

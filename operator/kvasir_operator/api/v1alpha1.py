@@ -21,6 +21,7 @@ from kvasir_operator.api.rollout import AutoRollbackSpec, CanarySpec, CanaryStep
 from kvasir_operator.api.scaling import MAX_REPLICAS, ScaleToZeroSpec, ScalingSpec, ScalingTargets
 from kvasir_operator.api.status import (
     AdapterStatus,
+    CanaryStatus,
     CapacityStatus,
     InferenceServiceStatus,
     LastFailure,
@@ -45,6 +46,7 @@ __all__ = [
     "Affinity",
     "AutoRollbackSpec",
     "CanarySpec",
+    "CanaryStatus",
     "CanaryStep",
     "CapacityStatus",
     "Condition",

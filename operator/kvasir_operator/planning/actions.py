@@ -19,6 +19,17 @@ class Why(StrEnum):
     SCALE_DOWN = "ScaleDown"
     REPLACE = "Replace"
     ROLLOUT = "Rollout"
+    ROLLBACK = "Rollback"
+    NODE_DRAIN = "NodeDrain"
+    ASKED_FOR = "AskedFor"
+    NOT_ASKED_FOR = "NotAskedFor"
+    PAUSED = "Paused"
+    RESUMED = "Resumed"
+    CANARY = "Canary"
+    COMPLETE = "Complete"
+    FAILED = "Failed"
+    COMPARE = "Compare"
+    HISTORY_LIMIT = "HistoryLimit"
     READY = "Ready"
     RESTARTED = "Restarted"
     LEFT_ENDPOINTS = "LeftEndpoints"
@@ -49,6 +60,68 @@ class ApplyService:
     kind: ClassVar[str] = "ApplyService"
     why: Why
     pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyBudget:
+    """Make the PodDisruptionBudget, or bring it back to what it should be."""
+
+    kind: ClassVar[str] = "ApplyBudget"
+    why: Why
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeepRevision:
+    """Keep the template of the spec as a ControllerRevision."""
+
+    kind: ClassVar[str] = "KeepRevision"
+    revision: str
+    number: int
+    marks: Mapping[str, str]
+    why: Why = Why.ASKED_FOR
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MarkRevision:
+    """Note something about a revision: annotations by key, None takes one away; `number` where it rises."""
+
+    kind: ClassVar[str] = "MarkRevision"
+    revision: str
+    uid: str
+    marks: Mapping[str, str | None]
+    why: Why
+    number: int | None = None
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DropRevision:
+    """Forget a revision that nobody will go back to."""
+
+    kind: ClassVar[str] = "DropRevision"
+    revision: str
+    uid: str
+    why: Why = Why.HISTORY_LIMIT
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CompareGoldens:
+    """Ask a pod of the new and one of the old revision for golden prompts, and note on the new one what came out."""
+
+    kind: ClassVar[str] = "CompareGoldens"
+    pod: str
+    ip: str
+    revision: str
+    uid: str
+    against: str
+    against_ip: str
+    against_revision: str
+    prompts: tuple[str, ...]
+    tolerance: float
+    why: Why = Why.COMPARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +199,28 @@ class Undrain:
     why: Why
 
 
-Action = ApplySecret | ApplyService | CreatePod | CreateInspection | DeletePod | SetGates | Drain | Undrain
+RevisionAction = KeepRevision | MarkRevision | DropRevision | CompareGoldens
+Action = (
+    ApplySecret
+    | ApplyService
+    | ApplyBudget
+    | CreatePod
+    | CreateInspection
+    | DeletePod
+    | SetGates
+    | Drain
+    | Undrain
+    | RevisionAction
+)
 
 
 def identity(action: Action) -> str:
     """The same text for the same write, planned again: the key of its backoff."""
-    return f"{action.kind}/{action.pod}"
+    match action:
+        case KeepRevision() | MarkRevision() | DropRevision():
+            return f"{action.kind}/{action.revision}"
+        case _:
+            return f"{action.kind}/{action.pod}"
 
 
 @dataclass(frozen=True, slots=True)

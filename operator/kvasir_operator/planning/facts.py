@@ -14,6 +14,7 @@ from kvasir_operator.planning.failures import (
     worst,
 )
 from kvasir_operator.planning.replicas import wanted_replicas
+from kvasir_operator.planning.revisions import Target
 from kvasir_operator.planning.state import Pod, Snapshot, Stage
 from kvasir_runtime.contract.admin_api import AdminState
 
@@ -47,13 +48,28 @@ class Facts:
         return [pod for pod in self.staying if pod.revision == self.snapshot.revision]
 
     @cached_property
+    def target(self) -> Target:
+        """The revision that pods are to have, and why."""
+        return self.snapshot.target
+
+    @cached_property
     def outdated(self) -> list[Pod]:
-        """Pods of old revisions, those that drain included."""
+        """Pods of other revisions than they are to have, those that drain included."""
         return [
             pod
             for pod in self.snapshot.pods
-            if pod.revision != self.snapshot.revision and (pod.stays or pod.stage is Stage.DRAINING)
+            if pod.revision != self.target.name and (pod.stays or pod.stage is Stage.DRAINING)
         ]
+
+    @cached_property
+    def paused(self) -> bool:
+        """Whether a rollout stands still that would otherwise go on."""
+        return self.snapshot.spec is not None and self.snapshot.spec.rollout.paused and bool(self.outdated)
+
+    def called(self, revision: str) -> str:
+        """A revision for people: `revision 3 (3f9c2d41aa)`."""
+        kept = self.snapshot.kept(revision)
+        return str(kept) if kept is not None else f"revision {revision}"
 
     @cached_property
     def draining(self) -> list[Pod]:
@@ -61,18 +77,34 @@ class Facts:
 
     @cached_property
     def failure(self) -> Failure | None:
-        """The failure to show: a refused source, pods of the newest revision, other pods, then refused writes."""
+        """The failure to show: of the source, of pods, of the rollout, of writes."""
+        return self.present_failure or self.rollout_failure or worst(map(failure_of_refusal, self.snapshot.refusals))
+
+    @cached_property
+    def present_failure(self) -> Failure | None:
+        """A refused source, or a failure of pods: of the newest revision before others."""
         if self.snapshot.source_errors:
             return failure_of_source(self.snapshot.source_errors)
         considered = [pod for pod in self.snapshot.pods if pod.stays or pod.stage is Stage.FINISHED]
         newest = [pod for pod in considered if pod.revision == self.snapshot.revision]
-        refused = map(failure_of_refusal, self.snapshot.refusals)
         misfit = [failure_of_misfit(self.misfit)] if self.misfit is not None else []
-        found = worst(_failures(newest)) or worst(misfit) or worst(_failures(considered)) or worst(refused)
+        found = worst(_failures(newest)) or worst(misfit) or worst(_failures(considered))
         return _in_full_words(found, self.snapshot.status.last_failure) if found is not None else None
 
     @cached_property
+    def rollout_failure(self) -> Failure | None:
+        """Why the revision that the spec asks for was given up, or gets on no more."""
+        current = self.snapshot.current
+        if current is None or current.failure is None or not current.asked:
+            return None
+        found = current.failure
+        back = f"; replicas are of {self.called(found.back_to)} again" if self.target.name == found.back_to else ""
+        message = f"{current} failed: {found.message}{back}"
+        return Failure(found.pod, found.cause, message, found.remedy, found.time)
+
+    @cached_property
     def misfit(self) -> Misfit | None:
+        """Why the model fits on nothing that is there; a replica that exists has to say so itself."""
         return self.snapshot.outlook.misfit if not self.updated and self.wanted else None
 
     @cached_property

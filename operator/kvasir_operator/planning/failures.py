@@ -87,6 +87,13 @@ TABLE: Final[Mapping[Reason, Row]] = {
     Reason.NODE_LOST: Row(
         None, "Check the node; Kubernetes gives its pods up after some minutes, then they are replaced elsewhere."
     ),
+    # Rollouts
+    Reason.GOLDEN_PROMPTS_DIFFER: Row(
+        None, "Check the new model or engine; raise autoRollback.goldenTolerance if the difference is meant."
+    ),
+    Reason.PROGRESS_DEADLINE_EXCEEDED: Row(
+        None, "See what the new replicas wait for; raise rollout.progressDeadline if they need longer."
+    ),
     Reason.POD_REFUSED: Row(None, "Change what the message names: a quota, a policy, or a limit of the node."),
 }
 

@@ -46,6 +46,8 @@ _REASONS: Final = {
     Why.SCALE_DOWN: "fewer replicas are wanted",
     Why.PREEMPTED: "a service of a higher priority needs its devices",
     Why.ROLLOUT: "a newer revision takes its place",
+    Why.ROLLBACK: "an earlier revision takes its place",
+    Why.NODE_DRAIN: "its node is being drained",
 }
 
 

@@ -14,11 +14,6 @@ def notes_on_actions(done: Sequence[Action], before: InferenceServiceStatus, wan
     return [
         *_scaled_up([each for each in created if each.why is Why.SCALE_UP], before.desired_replicas or 0, wanted),
         *(Note("Replaced", _replaced(each)) for each in created if each.why is Why.REPLACE),
-        *(
-            Note("RollingOut", f"created {each.pod} of revision {each.revision}")
-            for each in created
-            if each.why is Why.ROLLOUT
-        ),
         *(note for each in done if (note := _left(each)) is not None),
     ]
 
@@ -36,7 +31,7 @@ def _replaced(action: CreatePod) -> str:
 def _left(action: Action) -> Note | None:
     """One pod's way out, or back."""
     match action:
-        case SetGates(why=Why.SCALE_DOWN | Why.ROLLOUT | Why.PREEMPTED):
+        case SetGates(why=Why.SCALE_DOWN | Why.ROLLOUT | Why.ROLLBACK | Why.NODE_DRAIN | Why.PREEMPTED):
             return Note("Draining", f"{action.pod} leaves the endpoints: {_LEAVING[action.why]}")
         case Undrain():
             return Note("DrainCancelled", f"{action.pod} is needed again")
@@ -56,6 +51,8 @@ _LEAVING: Final = {
     Why.HELD_BACK: "a service of a higher priority is served first",
     Why.MISPLACED: "another product has room for it",
     Why.ROLLOUT: "a newer revision takes its place",
+    Why.ROLLBACK: "an earlier revision takes its place",
+    Why.NODE_DRAIN: "its node is being drained",
     Why.REPLACE: "it had ended",
     Why.DRAINED: "all its requests are finished",
     Why.NO_REQUESTS: "it has no running engine",
@@ -64,7 +61,27 @@ _LEAVING: Final = {
 
 def notes_on_status(before: InferenceServiceStatus, after: InferenceServiceStatus) -> list[Note]:
     """What became of the service between two statuses."""
-    return [*_on_ready(before, after), *_on_failure(before, after)]
+    return [*_on_ready(before, after), *_on_rollout(before, after), *_on_failure(before, after)]
+
+
+_OF_ROLLOUTS: Final = {
+    Reason.ROLLING_OUT: "RollingOut",
+    Reason.CANARY: "Canary",
+    Reason.ROLLOUT_PAUSED: "RolloutPaused",
+    Reason.ROLLING_BACK: "RollingBack",
+    Reason.ROLLED_BACK: "RolledBack",
+}
+
+
+def _on_rollout(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:
+    """A rollout that begins, stands still, turns back or is complete; one Event each, whatever is counted in it."""
+    old, new = (find_condition(status.conditions, ConditionType.PROGRESSING) for status in (before, after))
+    if new is None or (old is not None and old.reason is new.reason):
+        return
+    if new.reason in _OF_ROLLOUTS:
+        yield Note(_OF_ROLLOUTS[new.reason], new.message, warning=new.reason is Reason.ROLLING_BACK)
+    elif new.reason is Reason.CONVERGED and before.current_revision not in (None, after.current_revision):
+        yield Note("RolledOut", f"all replicas are of revision {after.current_revision}")
 
 
 def _on_ready(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:

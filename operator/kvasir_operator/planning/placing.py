@@ -27,7 +27,7 @@ def place(decision: Decision, snapshot: Snapshot, *, looking: bool) -> Decision:
     sent_away = [(pod, why) for pod, why in _sent_away(snapshot) if pod.uid not in going]
     keeps_old = refused or bool(outlook.kept_for)
     remove = [(pod, why) for pod, why in decision.remove if not (keeps_old and why is Why.ROLLOUT)]
-    newcomers = [each for each in decision.create if not refused]
+    newcomers = [each for each in decision.create if not (refused and each.revision == snapshot.revision)]
     return replace(
         decision,
         create=() if outlook.kept_for else tuple(_with_products(newcomers, snapshot)),
@@ -53,7 +53,7 @@ def _sent_away(snapshot: Snapshot) -> Iterable[tuple[Pod, Why]]:
 
 def _with_products(newcomers: list[Newcomer], snapshot: Snapshot) -> Iterable[Newcomer]:
     """Choose for those of the newest revision; what an older one fits on is not known."""
-    mine = newcomers
+    mine = [each for each in newcomers if each.revision == snapshot.revision]
     chosen = iter(choose_products(snapshot.outlook.rooms, len(mine)))
     for newcomer in newcomers:
-        yield replace(newcomer, products=next(chosen))
+        yield replace(newcomer, products=next(chosen)) if newcomer.revision == snapshot.revision else newcomer

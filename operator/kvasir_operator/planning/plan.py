@@ -7,13 +7,24 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
-from kvasir_operator.planning.actions import Action, ApplySecret, ApplyService, CreatePod, DeletePod, Plan, Why
-from kvasir_operator.planning.drain import Departure, dismiss, drain
+from kvasir_operator.planning.actions import (
+    Action,
+    ApplyBudget,
+    ApplySecret,
+    ApplyService,
+    CreatePod,
+    DeletePod,
+    Plan,
+    Why,
+)
+from kvasir_operator.planning.drain import dismiss, drain
 from kvasir_operator.planning.gates import admit
+from kvasir_operator.planning.history import keep_history
 from kvasir_operator.planning.inspecting import look_at_model
 from kvasir_operator.planning.placing import place
 from kvasir_operator.planning.replicas import Decision, decide, wanted_replicas
 from kvasir_operator.planning.state import ObjectState, Pod, Snapshot, Stage
+from kvasir_operator.planning.trial import waits_for_goldens
 from kvasir_operator.resources import names
 
 
@@ -22,7 +33,8 @@ def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
 
     - A service that is being deleted is left alone: owner references collect what it owns.
     - With a spec that is not valid nothing is made or torn down; pods that exist go on serving.
-    - Else: what pods need, then gates that open, then pods that leave, then ended pods, then new pods.
+    - Else: what pods need, what is noted on revisions, then gates that open, then pods that leave, then ended pods,
+      then new pods.
     """
     if snapshot.meta.deletion_timestamp is not None:
         return Plan()
@@ -34,6 +46,7 @@ def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
 def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -> Plan:
     look = look_at_model(snapshot, wanted_replicas(spec), now)
     decision = place(decide(snapshot, spec, now), snapshot, looking=look.waits)
+    noted, noted_due = keep_history(snapshot, spec, wanted_replicas(spec), now)
     going = {pod.uid for pod, _ in decision.remove}
     recalled = {pod.uid for pod in decision.recall}
     staying = [pod for pod in snapshot.pods if (pod.stays and pod.uid not in going) or pod.uid in recalled]
@@ -45,13 +58,15 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
     actions: list[Action] = [
         *_needs(snapshot),
         *look.actions,
-        *_admissions(staying),
+        *noted,
+        *_admissions(pod for pod in staying if not waits_for_goldens(pod, snapshot, spec)),
         *(departure.action for departure in departures if departure.action is not None),
         *(DeletePod(pod.name, pod.uid, Why.REPLACE) for pod in decision.clear),
         *_creations(snapshot, decision),
     ]
-    dues = [due for due in (_earliest(decision, departures), look.due) if due is not None]
-    return Plan(tuple(actions), min(dues, default=None))
+    return Plan(
+        tuple(actions), _earliest(decision.due, look.due, noted_due, *(departure.due for departure in departures))
+    )
 
 
 def _needs(snapshot: Snapshot) -> Iterable[Action]:
@@ -59,6 +74,8 @@ def _needs(snapshot: Snapshot) -> Iterable[Action]:
         yield ApplySecret(Why.MISSING if snapshot.secret is ObjectState.MISSING else Why.OUTDATED)
     if snapshot.service is not ObjectState.CURRENT:
         yield ApplyService(Why.MISSING if snapshot.service is ObjectState.MISSING else Why.OUTDATED)
+    if snapshot.budget is not ObjectState.CURRENT:
+        yield ApplyBudget(Why.MISSING if snapshot.budget is ObjectState.MISSING else Why.OUTDATED)
 
 
 def _admissions(pods: Iterable[Pod]) -> Iterable[Action]:
@@ -67,19 +84,20 @@ def _admissions(pods: Iterable[Pod]) -> Iterable[Action]:
 
 def _creations(snapshot: Snapshot, decision: Decision) -> Iterable[CreatePod]:
     """Give each newcomer the first name that is free, so that a create that is tried again hits the same name."""
-    free = (name for name in _pod_names(snapshot) if name not in snapshot.pod_names)
-    for newcomer, name in zip(decision.create, free, strict=False):
-        yield CreatePod(name, snapshot.revision, newcomer.why, newcomer.attempt, newcomer.replaces, newcomer.products)
+    taken = set(snapshot.pod_names)
+    for newcomer in decision.create:
+        name = next(each for each in _pod_names(snapshot, newcomer.revision) if each not in taken)
+        taken.add(name)
+        yield CreatePod(name, newcomer.revision, newcomer.why, newcomer.attempt, newcomer.replaces, newcomer.products)
 
 
-def _pod_names(snapshot: Snapshot) -> Iterable[str]:
+def _pod_names(snapshot: Snapshot, revision: str) -> Iterable[str]:
     """The names of a revision's replicas, endless, always in the same order."""
     for ordinal in itertools.count():
-        digest = hashlib.sha256(f"{snapshot.meta.uid}/{snapshot.revision}/{ordinal}".encode()).digest()
+        digest = hashlib.sha256(f"{snapshot.meta.uid}/{revision}/{ordinal}".encode()).digest()
         suffix = base64.b32encode(digest).decode().lower()[: names.SUFFIX_LENGTH]
-        yield names.pod_name(snapshot.meta.name, snapshot.revision, suffix)
+        yield names.pod_name(snapshot.meta.name, revision, suffix)
 
 
-def _earliest(decision: Decision, departures: Iterable[Departure]) -> datetime | None:
-    dues = [decision.due, *(departure.due for departure in departures)]
+def _earliest(*dues: datetime | None) -> datetime | None:
     return min((due for due in dues if due is not None), default=None)

@@ -14,6 +14,7 @@ from kvasir_operator.planning.state import (
     Termination,
     Unknown,
 )
+from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import AdminState
 
@@ -55,11 +56,6 @@ def read_pod(
         silent_since=silent_since,
         runtime=runtime,
     )
-
-
-def read_time(text: str | None) -> datetime | None:
-    """Read `2026-03-01T12:00:00Z`, with or without fractions."""
-    return datetime.fromisoformat(text) if text else None
 
 
 def _condition(manifest: Manifest) -> PodCondition:

@@ -14,6 +14,7 @@ from kvasir_operator.api.status import InspectionStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.placement.outlook import Outlook
 from kvasir_operator.placement.queue import Standing
+from kvasir_operator.planning.revisions import Heading, Revision, Target, choose_target
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_runtime.contract.admin_api import AdminState, Phase
@@ -243,6 +244,10 @@ class Timings:
     """Longest such wait, the kubelet's own bound."""
     backoff_reset: float = 600.0
     """A pod that lived this long did not fail because of how it was made: the count starts anew."""
+    surge_patience: float = 30.0
+    """A new pod that found no room for so long does not wait for one that leaves: replicas are replaced in place."""
+    broken_after: float = 30.0
+    """Age at which a pod is believed that its model, or what it needs, is broken: until then it may be on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +257,7 @@ class Snapshot:
     `spec` and `template` are None where the object could not be read. `source_errors` are what the operator's settings
     say against the model's source: the object itself is sound.
     `standing` is where the service stands in the queue for devices; None where no pod of its waits for some.
+    `history` are the revisions that are kept; `cordoned` the nodes that no pod may go to any more.
     `taken_names` are pods that are not the service's own but have names that it might choose.
     """
 
@@ -266,6 +272,9 @@ class Snapshot:
     taken_names: frozenset[str] = frozenset()
     service: ObjectState = ObjectState.MISSING
     secret: ObjectState = ObjectState.MISSING
+    budget: ObjectState = ObjectState.MISSING
+    history: tuple[Revision, ...] = ()
+    cordoned: frozenset[str] = frozenset()
     refusals: tuple[Refusal, ...] = ()
     standing: Standing | None = None
     inspection: Inspection = Inspection()
@@ -276,6 +285,34 @@ class Snapshot:
     def acceptable(self) -> bool:
         """Whether pods may be made and removed for this spec."""
         return self.spec is not None and not self.errors and not self.source_errors
+
+    @property
+    def current(self) -> Revision | None:
+        """What is kept of the revision that the spec asks for."""
+        return self.kept(self.revision)
+
+    def kept(self, name: str) -> Revision | None:
+        """What is kept of a revision."""
+        return next((each for each in self.history if each.name == name), None)
+
+    @property
+    def live_revisions(self) -> frozenset[str]:
+        """Revisions of which a pod serves."""
+        return frozenset(pod.revision for pod in self.pods if pod.stage is Stage.SERVING)
+
+    @property
+    def target(self) -> Target:
+        """The revision that pods are to have, and why."""
+        if self.spec is None:
+            return Target(self.revision, Heading.SPEC, self.current)
+        return choose_target(self.meta, self.spec, self.revision, self.history, self.live_revisions)
+
+    def template_of(self, revision: str) -> RevisionTemplate | None:
+        """What pods of a revision are made from; None where that is not known."""
+        if revision == self.revision and self.template is not None:
+            return self.template
+        kept = self.kept(revision)
+        return kept.template if kept is not None else None
 
     @property
     def pod_names(self) -> frozenset[str]:

@@ -5,20 +5,24 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
+from kvasir_operator.api.base import format_time
 from kvasir_operator.api.conditions import Condition, ConditionType, drop_condition, set_condition
+from kvasir_operator.api.status import InspectionStatus
 from kvasir_operator.api.v1alpha1 import (
+    CanaryStatus,
     CapacityStatus,
     InferenceServiceStatus,
     LastFailure,
     RevisionStatus,
     Summary,
 )
-from kvasir_operator.api.status import InspectionStatus
 from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
 from kvasir_operator.planning.failures import Failure
 from kvasir_operator.planning.inspecting import inspected
+from kvasir_operator.planning.revisions import Revision
 from kvasir_operator.planning.state import Pod, Snapshot, Stage
+from kvasir_operator.planning.trial import canary_step, on_trial
 from kvasir_operator.planning.verdicts import STICKY, VERDICTS
 from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import AdminState
@@ -42,6 +46,7 @@ def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
             "current_revision": _current_revision(facts),
             "update_revision": snapshot.revision or before.update_revision,
             "revisions": _revisions(facts),
+            "canary": _canary(facts),
             "capacity": _capacity(facts),
             "inspection": _inspection(facts, now),
             "last_failure": _last_failure(facts.failure, before.last_failure, now),
@@ -93,23 +98,51 @@ def _current_revision(facts: Facts) -> str | None:
     before = facts.snapshot.status.current_revision
     outdated = [pod.revision for pod in facts.outdated if pod.stays]
     if not outdated:
-        return facts.snapshot.revision or before
+        return facts.target.name or before
     return before if before in outdated else max(outdated, key=lambda revision: (outdated.count(revision), revision))
 
 
 def _revisions(facts: Facts) -> list[RevisionStatus]:
-    """Revisions that have pods, and the one that the spec asks for; numbers rise as they appear."""
-    before = {each.name: each for each in facts.snapshot.status.revisions}
-    present = {pod.revision for pod in facts.staying} | ({facts.snapshot.revision} - {""})
-    next_number = max((each.number for each in before.values()), default=0) + 1
-    found: list[RevisionStatus] = []
-    for name in sorted(present, key=lambda name: (before[name].number if name in before else next_number, name)):
-        pods = [pod for pod in facts.staying if pod.revision == name]
-        number = before[name].number if name in before else next_number
-        next_number = max(next_number, number + 1)
-        serving = sum(pod.stage is Stage.SERVING for pod in pods)
-        found.append(RevisionStatus(name=name, number=number, replicas=len(pods), ready_replicas=serving))
-    return found
+    """Revisions that are kept, that have pods, or that the spec asks for, by their numbers."""
+    kept = {each.name: each for each in facts.snapshot.history}
+    names_present = kept.keys() | {pod.revision for pod in facts.staying} | ({facts.snapshot.revision} - {""})
+    found = [_revision(facts, name, kept.get(name)) for name in names_present]
+    return sorted(found, key=lambda each: (each.number, each.name))
+
+
+def _revision(facts: Facts, name: str, kept: Revision | None) -> RevisionStatus:
+    pods = [pod for pod in facts.staying if pod.revision == name]
+    serving = sum(pod.stage is Stage.SERVING for pod in pods)
+    return RevisionStatus(
+        name=name,
+        number=kept.number if kept is not None else 0,
+        created_at=kept.created_at if kept is not None else None,
+        replicas=len(pods),
+        ready_replicas=serving,
+        message=_outcome(kept) if kept is not None else "",
+    )
+
+
+def _outcome(kept: Revision) -> str:
+    """What became of a revision."""
+    if kept.failure is not None:
+        return f"{kept.failure.cause}: {kept.failure.message}"
+    return f"has served since {format_time(kept.served_at)}" if kept.served_at is not None else kept.goldens
+
+
+def _canary(facts: Facts) -> CanaryStatus | None:
+    """How the requests are to be divided while a new revision is tried."""
+    spec, tried = facts.snapshot.spec, on_trial(facts.snapshot)
+    found = canary_step(facts.snapshot, spec) if spec is not None else None
+    if found is None or tried is None or spec is None or spec.rollout.canary is None:
+        return None
+    return CanaryStatus(
+        revision=tried.name,
+        traffic=found[1].traffic if any(pod.stage is Stage.SERVING for pod in facts.updated) else 0,
+        step=found[0] + 1,
+        steps=len(spec.rollout.canary.steps),
+        since=tried.step_since,
+    )
 
 
 def _capacity(facts: Facts) -> CapacityStatus | None:

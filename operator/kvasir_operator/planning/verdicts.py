@@ -7,8 +7,10 @@ from typing import Final
 from kvasir_operator.api.conditions import ConditionStatus, ConditionType, Reason
 from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
-from kvasir_operator.planning.failures import TABLE
+from kvasir_operator.planning.failures import TABLE, Failure
+from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import Pod, Stage
+from kvasir_operator.planning.trial import canary_step
 from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import AdminState, Phase
 from kvasir_runtime.contract.quantities import format_bytes
@@ -78,15 +80,15 @@ def model_available(facts: Facts) -> Verdict | None:
     return None
 
 
-# | an engine ran out of memory | an engine measured its capacity | planned | the model is looked at | CapacityFits | reason           |
-# |-----------------------------|---------------------------------|---------|------------------------|--------------|------------------|
-# | yes                         | any                             | any     | any                    | False        | its cause        |
-# | no                          | yes                             | any     | any                    | True         | Fits             |
-# | no                          | no                              | misfit  | any                    | False        | its cause        |
-# | no                          | no                              | fits    | any                    | True         | Fits             |
-# | no                          | no                              | no      | in vain                | Unknown      | InspectionFailed |
-# | no                          | no                              | no      | now                    | Unknown      | Inspecting       |
-# | no                          | no                              | no      | no                     | left out     |                  |
+# | out of memory | engine measured | the plan     | looked at | CapacityFits | reason           |
+# |---------------|-----------------|--------------|-----------|--------------|------------------|
+# | yes           | any             | any          | any       | False        | its cause        |
+# | no            | yes             | any          | any       | True         | Fits             |
+# | no            | no              | does not fit | any       | False        | its cause        |
+# | no            | no              | fits         | any       | True         | Fits             |
+# | no            | no              | none         | in vain   | Unknown      | InspectionFailed |
+# | no            | no              | none         | now       | Unknown      | Inspecting       |
+# | no            | no              | none         | no        | left out     |                  |
 def capacity_fits(facts: Facts) -> Verdict | None:
     """CapacityFits: weights, KV cache and the rest fit into what a replica has."""
     failed = _failed_by(facts, ConditionType.CAPACITY_FITS)
@@ -147,29 +149,61 @@ def accelerator_available(facts: Facts) -> Verdict | None:
 # |---------|---------------------------------------------|---------|-------------|------------------|
 # | invalid | any                                         | any     | False       | InvalidSpec      |
 # | refused | any                                         | any     | False       | SourceNotAllowed |
+# | valid   | of an old revision, rollout paused          | any     | Unknown     | RolloutPaused    |
+# | valid   | of a revision that is given up or undone    | any     | True        | RollingBack      |
 # | valid   | some do not serve                           | yes     | False       | its cause        |
+# | valid   | some of an old revision, a canary is held   | no      | True        | Canary           |
 # | valid   | of an old revision                          | no      | True        | RollingOut       |
 # | valid   | fewer than wanted                           | any     | True        | CreatingReplicas |
 # | valid   | some do not serve yet                       | no      | True        | what they do     |
 # | valid   | some drain                                  | any     | True        | Draining         |
 # | valid   | more than wanted                            | any     | True        | RemovingReplicas |
+# | valid   | as wanted, of an earlier revision           | any     | False       | RolledBack       |
 # | valid   | as wanted                                   | any     | False       | Converged        |
 def progressing(facts: Facts) -> Verdict:
     """Progressing: the service is on its way to what the spec asks for."""
     if facts.wanted is None or not facts.snapshot.acceptable:
         return _refused(facts, "nothing is made or removed until the spec is valid")
-    if facts.failure is not None and (facts.waiting or not facts.staying) and facts.wanted > 0:
-        return Verdict("False", facts.failure.cause, _words(facts))
+    if facts.paused:
+        return Verdict("Unknown", Reason.ROLLOUT_PAUSED, f"paused by spec.rollout.paused: {_counts(facts)}")
+    back = facts.target.heading is not Heading.SPEC
+    if back and facts.outdated:
+        return Verdict("True", Reason.ROLLING_BACK, f"{_why_back(facts)}: {_counts(facts)}")
+    failure = facts.present_failure if back else facts.failure
+    if failure is not None and (facts.waiting or not facts.staying) and facts.wanted > 0:
+        return Verdict("False", failure.cause, _told(failure))
     moving = _coming(facts, facts.wanted) or _going(facts, facts.wanted)
+    if moving is None and back:
+        return Verdict("False", Reason.ROLLED_BACK, _why_back(facts))
     return moving or Verdict(
         "False", Reason.CONVERGED, f"{facts.wanted} of {facts.wanted} replicas are as the spec asks"
     )
 
 
+def _counts(facts: Facts) -> str:
+    """`2 of 3 replicas are of revision 4 (3f9c2d41aa), 1 of them serves; 2 of older ones serve`."""
+    name = facts.target.name
+    new = [pod for pod in facts.staying if pod.revision == name]
+    serving = sum(pod.stage is Stage.SERVING for pod in new)
+    text = f"{len(new)} of {facts.wanted} replicas are of {facts.called(name)}, {serving} of them serve"
+    others = len(facts.serving) - serving
+    return f"{text}; {others} of other revisions serve" if others else text
+
+
+def _why_back(facts: Facts) -> str:
+    if facts.target.heading is Heading.PINNED:
+        return f"annotation {names.ROLLBACK_ANNOTATION} asks for {facts.called(facts.target.name)}"
+    return facts.rollout_failure.message if facts.rollout_failure is not None else ""
+
+
 def _coming(facts: Facts, wanted: int) -> Verdict | None:
+    spec = facts.snapshot.spec
     if facts.outdated:
-        text = f"{len(facts.updated)} of {wanted} replicas are of the newest revision"
-        return Verdict("True", Reason.ROLLING_OUT, text)
+        found = canary_step(facts.snapshot, spec) if spec is not None else None
+        if found is not None:
+            text = f"step {found[0] + 1}, {found[1].traffic} % for {found[1].pause}: {_counts(facts)}"
+            return Verdict("True", Reason.CANARY, text)
+        return Verdict("True", Reason.ROLLING_OUT, _counts(facts))
     if len(facts.staying) < wanted:
         return Verdict("True", Reason.CREATING_REPLICAS, f"{len(facts.staying)} of {wanted} replicas exist")
     if facts.waiting:
@@ -246,8 +280,11 @@ def _failed_by(facts: Facts, kind: ConditionType) -> Verdict | None:
 
 def _words(facts: Facts) -> str:
     """The failure for people: which pod, what happened, what to do."""
-    failure = facts.failure
-    assert failure is not None
+    assert facts.failure is not None
+    return _told(facts.failure)
+
+
+def _told(failure: Failure) -> str:
     where = f"{failure.pod}: " if failure.pod else ""
     return f"{where}{failure.message}. {failure.remedy}".replace("..", ".")
 

@@ -22,6 +22,10 @@ USER_ID: Final = 65532
 STARTUP_PERIOD: Final = 2
 """Seconds between two looks of the startup probe: a small model serves two seconds after it has loaded at most."""
 
+LEAVE_SECONDS: Final = 3
+"""Seconds that a pod goes on taking requests after somebody deleted or evicted it: until then kube-proxies may send
+it some. The drain begins after that."""
+
 HUNG_SECONDS: Final = 10
 """Seconds that an engine which answers no liveness probe has to end: its drain would last for ever. Kubernetes before
 1.25 does not know the field, leaves it out, and waits for the pod's whole grace period."""
@@ -109,6 +113,7 @@ def _runtime(template: RevisionTemplate, files: ModelFiles, settings: Settings) 
         "startupProbe": _probe(
             "/startupz", STARTUP_PERIOD, failures=math.ceil(settings.startup_timeout_seconds / STARTUP_PERIOD)
         ),
+        "lifecycle": {"preStop": {"exec": {"command": ["sleep", str(LEAVE_SECONDS)]}}},
         "livenessProbe": _probe("/livez", 10, failures=3) | {"terminationGracePeriodSeconds": HUNG_SECONDS},
         "readinessProbe": _probe("/readyz", 2, failures=2),
         "resources": template.resources.to_manifest(),

@@ -21,6 +21,7 @@ from kvasir_operator.api.v1alpha1 import (
     ModelSpec,
     ParallelismSpec,
 )
+from kvasir_operator.resources import names
 from kvasir_operator.resources.quantities import container_resources
 from kvasir_operator.settings import Settings
 
@@ -45,6 +46,7 @@ class RevisionTemplate(ApiModel):
     service_account_name: str | None = None
     drain: DrainSpec = Field(default=DrainSpec())
     api_keys_secret: str | None = None
+    restarted_at: str | None = None
 
     @classmethod
     def of(cls, service: InferenceService, settings: Settings) -> Self:
@@ -65,6 +67,7 @@ class RevisionTemplate(ApiModel):
             service_account_name=spec.service_account_name,
             drain=spec.drain,
             api_keys_secret=spec.router.api_keys_secret,
+            restarted_at=service.metadata.annotations.get(names.RESTART_ANNOTATION),
         )
 
     def digest(self) -> str:

@@ -1,5 +1,6 @@
 """The rendered CustomResourceDefinition: committed, structural, and readable with `kubectl explain`."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,10 +116,10 @@ def test_names_and_subresources(version: Schema) -> None:
 
 def test_columns_show_fields_that_exist(version: Schema, schema: Schema) -> None:
     narrow = [column["name"] for column in version["additionalPrinterColumns"] if not column.get("priority")]
-    assert narrow == ["Model", "Ready", "KV use", "Status", "Age"]
+    assert narrow == ["Model", "Ready", "Updated", "KV use", "Status", "Age"]
     known = {path for path, _ in nodes(schema)}
     for column in version["additionalPrinterColumns"]:
-        path = column["jsonPath"].lstrip(".").replace('[?(@.type=="Ready")]', "[]")
+        path = re.sub(r"\[\?\(@\.type==\"(Ready|Progressing)\"\)\]", "[]", column["jsonPath"].lstrip("."))
         assert path in known | {"metadata.creationTimestamp"}, column["name"]
 
 

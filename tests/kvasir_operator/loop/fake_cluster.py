@@ -114,6 +114,12 @@ class FakeCluster:
             made["status"] = {"phase": "Pending", "conditions": []}
         return self._after(self.store(address, made, "ADDED"))
 
+    async def discover(self, kind: Kind) -> None:
+        """There is one version of everything."""
+
+    def version_of(self, kind: Kind) -> str:
+        return kind.api_version
+
     async def apply(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
         address = (kind, namespace, body["metadata"]["name"])
         self._before("apply", address)
@@ -143,6 +149,9 @@ class FakeCluster:
         found = copy.deepcopy(self._find(*address))
         if found["metadata"]["uid"] != uid:
             raise ApiError(409, "Conflict", "the UID in the precondition differs")
+        if kind != PODS:
+            self.vanish(address)
+            return self._after(found)
         self.on_delete(found, self.engines.get(uid))
         if not found.get("spec", {}).get("nodeName") or found["status"]["phase"] == "Failed":
             self.vanish(address)

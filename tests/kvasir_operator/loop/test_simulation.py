@@ -20,10 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kvasir_operator.planning import plan as planning
 from kvasir_operator.planning.actions import CreatePod, DeletePod, SetGates, Why
-from kvasir_operator.planning.reading import read_pod, read_time
+from kvasir_operator.planning.reading import read_pod
 from kvasir_operator.planning.replicas import wanted_replicas
 from kvasir_operator.planning.rollout import Bounds
 from kvasir_operator.planning.state import Snapshot, Stage
+from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
 from tests.kvasir_operator.loop.fake_cluster import Engine, Manifest, address_of
 from tests.kvasir_operator.loop.harness import Loop

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus
+from kvasir_operator.planning.revisions import Revision
 from kvasir_operator.planning.state import (
     Container,
     ObjectState,
@@ -17,6 +18,8 @@ from kvasir_operator.planning.state import (
     Unknown,
 )
 from kvasir_operator.resources import names
+from kvasir_operator.resources.template_hash import RevisionTemplate
+from kvasir_operator.settings import Settings
 from kvasir_runtime.contract.admin_api import AdminState, CapacityState, KVState, Phase, StartupState
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -128,8 +131,16 @@ def snapshot(pods: Iterable[Pod] = (), *, status: dict[str, Any] | None = None, 
         "pods": tuple(pods),
         "service": ObjectState.CURRENT,
         "secret": ObjectState.CURRENT,
+        "budget": ObjectState.CURRENT,
     }
     return Snapshot(**(made | fields))
+
+
+def revision(name: str, number: int, **fields: Any) -> Revision:
+    """A revision that is kept, with a template that pods can be made from."""
+    template = RevisionTemplate.of(service(), Settings())
+    made = {"template": template, "created_at": NOW - timedelta(hours=1)} | fields
+    return Revision(name=name, uid=f"{name}-revision-uid", number=number, **made)
 
 
 def ago(seconds: float) -> datetime:

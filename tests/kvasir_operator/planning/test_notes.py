@@ -39,7 +39,6 @@ def test_what_happens_to_pods():
     assert [(note.reason, note.message, note.warning) for note in notes_on_actions(done, EMPTY, 2)] == [
         ("Replaced", "created b in place of a", False),
         ("Replaced", "created c in place of one that is gone", False),
-        ("RollingOut", "created n of revision new", False),
         ("Draining", "d leaves the endpoints: fewer replicas are wanted", False),
         ("DrainCancelled", "e is needed again", False),
         ("Removed", "deleted f: all its requests are finished", False),

@@ -8,7 +8,7 @@ from kvasir_operator.api.v1alpha1 import InferenceServiceStatus, LastFailure, Su
 from kvasir_operator.planning.state import Stage, Termination
 from kvasir_operator.planning.status import Change, change_between, make_status
 from kvasir_runtime.contract.failures import Cause, FailureReport
-from tests.kvasir_operator.planning.builders import NOW, SILENT, ago, engine, pod, snapshot, waiting
+from tests.kvasir_operator.planning.builders import NOW, SILENT, ago, engine, pod, revision, snapshot, waiting
 
 
 def test_numbers_of_a_rollout_with_a_scale_down():
@@ -21,8 +21,9 @@ def test_numbers_of_a_rollout_with_a_scale_down():
         pod("gone", Stage.LEAVING),
         pod("dead", Stage.FINISHED),
     ]
-    before = {"currentRevision": "old", "revisions": [{"name": "old", "number": 4}]}
-    status = make_status(snapshot(pods, replicas=2, status=before), NOW).to_manifest()
+    before = {"currentRevision": "old"}
+    history = (revision("new", 5), revision("old", 4, served_at=ago(60)))
+    status = make_status(snapshot(pods, replicas=2, status=before, history=history), NOW).to_manifest()
     wanted = {
         "observedGeneration": 3,
         "url": "http://tiny.team.svc:8000",
@@ -35,8 +36,22 @@ def test_numbers_of_a_rollout_with_a_scale_down():
         "currentRevision": "old",
         "updateRevision": "new",
         "revisions": [
-            {"name": "old", "number": 4, "replicas": 1, "readyReplicas": 1},
-            {"name": "new", "number": 5, "replicas": 2, "readyReplicas": 1},
+            {
+                "name": "old",
+                "number": 4,
+                "createdAt": "2026-03-01T11:00:00Z",
+                "replicas": 1,
+                "readyReplicas": 1,
+                "message": "has served since 2026-03-01T11:59:00Z",
+            },
+            {
+                "name": "new",
+                "number": 5,
+                "createdAt": "2026-03-01T11:00:00Z",
+                "replicas": 2,
+                "readyReplicas": 1,
+                "message": "",
+            },
         ],
     }
     assert {key: status[key] for key in wanted} == wanted

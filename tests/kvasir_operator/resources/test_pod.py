@@ -104,6 +104,7 @@ def test_a_small_service_on_the_processor(make_service: MakeService) -> None:
                         {"name": "admin", "containerPort": 8001, "protocol": "TCP"},
                     ],
                     "startupProbe": probe("/startupz", 2, 1800),
+                    "lifecycle": {"preStop": {"exec": {"command": ["sleep", "3"]}}},
                     "livenessProbe": {**probe("/livez", 10, 3), "terminationGracePeriodSeconds": 10},
                     "readinessProbe": probe("/readyz", 2, 2),
                     "resources": {
