@@ -40,6 +40,7 @@ _METAVARS: Final = {
     "kv_offload_disk": "DIR:SIZE",
     "gpu_memory_utilization": "SHARE",
     "drain_timeout": "DURATION",
+    "queue_timeout": "DURATION",
     "api_key": "KEYS",
     "chat_template": "FILE",
     "lora_cache": "DIR",

@@ -49,6 +49,12 @@ class SamplingParams:
             raise ValueError(msg)
 
     @property
+    def least_output_tokens(self) -> int:
+        """Tokens that each continuation produces in any case."""
+        ends_early = not self.ignore_eos or self.stop or self.stop_token_ids
+        return max(1, self.min_tokens if ends_early or self.max_tokens is None else self.max_tokens)
+
+    @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
 

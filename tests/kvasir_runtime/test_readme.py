@@ -93,6 +93,18 @@ def test_metrics() -> None:
     assert {name: (kind, labels) for name, kind, labels, _ in table("Metrics")} == exported
 
 
+def test_a_requests_life() -> None:
+    """Eight steps, each names files or folders of its own, and all of them are there."""
+    section = README.read_text().split("\n## A request's life in 8 steps\n")[1].split("\n## ")[0]
+    steps = re.findall(r"^(\d)\. \*\*(.+?)\*\*((?:.|\n(?!\d\.|\n))*)", section, flags=re.MULTILINE)
+    assert [int(number) for number, _, _ in steps] == list(range(1, 9))
+    for _, name, text in steps:
+        paths = re.findall(r"`([\w/]+(?:/|\.py))`", text)
+        assert paths or name == "Update", f"{name} names no file"
+        for path in paths:
+            assert (README.parent / "kvasir_runtime" / path).exists(), f"{name}: {path} does not exist"
+
+
 def test_causes() -> None:
     """Every cause with its exit status."""
     written = {cause: int(status) for cause, status, _, _ in table("How a process ends")}

@@ -87,6 +87,11 @@ class EngineArgs(BaseModel):
         description="waiting prompt tokens beyond which new ones get 429; default: no bound of its own",
     )
 
+    queue_timeout: Seconds | None = Field(
+        default=None,
+        description="wait in the queue beyond which requests get 429, or 503 where it shows later; default: no bound",
+    )
+
     # KV cache
     block_size: BlockSize = Field(default=16, description="tokens in one KV block")
     kv_cache_dtype: KVCacheDtype = Field(default="auto", description="auto: the model's dtype")

@@ -43,7 +43,7 @@ async def create_chat_completion(service: Service, body: ChatCompletionRequest, 
     check_prompts(prompts, body, ready, "messages")
     length = len(prompts[0].token_ids)
     sampling = sampling_params(body, service.model.generation, ready.max_model_len - length, constraint)
-    service.admit(1, length)
+    service.admit(1, length, sampling, timeout_s=body.timeout_s, priority=body.priority)
     generation = Generation(
         service,
         prompts,
@@ -51,6 +51,7 @@ async def create_chat_completion(service: Service, body: ChatCompletionRequest, 
         detokenizer_factory(
             tokenizer, body, show_special_tokens=use is not None and use.shows_special_tokens(tokenizer)
         ),
+        timeout_s=body.timeout_s,
         priority=body.priority,
         cache_salt=body.cache_salt,
         **service.adapter_of(model),

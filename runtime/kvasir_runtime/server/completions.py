@@ -33,12 +33,14 @@ async def create_completion(service: Service, body: CompletionRequest, request: 
     longest = max(len(prompt.token_ids) for prompt in prompts)
     room = ready.max_model_len - longest
     sampling = sampling_params(body, service.model.generation, room, constraint_of(body))
-    service.admit(len(prompts), sum(len(prompt.token_ids) for prompt in prompts))
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    service.admit(len(prompts), num_tokens, sampling, timeout_s=body.timeout_s, priority=body.priority)
     generation = Generation(
         service,
         prompts,
         sampling,
         detokenizer_factory(tokenizer, body),
+        timeout_s=body.timeout_s,
         priority=body.priority,
         cache_salt=body.cache_salt,
         **service.adapter_of(model),

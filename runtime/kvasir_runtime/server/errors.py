@@ -70,7 +70,7 @@ def from_exception(error: Exception) -> ApiError:
         case EngineGoneError():
             return ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, f"the engine ended: {error}", code="engine_died")
         case RequestEndedError():
-            return unavailable(str(error), "request_ended", retry_after_s=1)
+            return unavailable(str(error), error.code, retry_after_s=1)
         case _:
             logger.error("unexpected error while answering", exc_info=error)
             return ApiError(

@@ -101,9 +101,14 @@ class Generation:
         prompts: Sequence[Prompt],
         sampling: SamplingParams,
         make_detokenizer: Callable[[Prompt], Detokenizer],
+        *,
+        timeout_s: float | None = None,
         **options: Any,
     ) -> None:
-        """Submit at once; raises EngineGoneError. `options`: what each prompt's `EngineRequest` takes further."""
+        """Submit at once; raises EngineGoneError. It is cut after `timeout_s`, and where it waits for too long.
+
+        `options`: what each prompt's `EngineRequest` takes further.
+        """
         self._service = service
         self._sampling = sampling
         self._closed = False
@@ -118,6 +123,7 @@ class Generation:
         requests = [self._request(number, prompt, options) for number, prompt in enumerate(prompts)]
         self._stream: OutputStream = service.engine.submit(requests)
         service.lifecycle.enter()
+        self._timers = list(self._watch_deadlines(timeout_s))
 
     async def wait_for_first_output(self) -> None:
         """Wait a little for the first output; raises what the engine or a drain ended the request with."""
@@ -147,6 +153,18 @@ class Generation:
         async for _ in self.deltas():
             continue
 
+    def _watch_deadlines(self, timeout_s: float | None) -> Iterator[asyncio.TimerHandle]:
+        loop, engine, queue_s = asyncio.get_running_loop(), self._service.engine, self._service.args.queue_timeout
+        if timeout_s is not None:
+            reason = f"the answer was not complete after timeout_s = {timeout_s:g}"
+            yield loop.call_later(timeout_s, engine.abort, self._stream, reason, "deadline_exceeded")
+        if queue_s is not None:
+            yield loop.call_later(queue_s, self._end_if_queued, f"still queued after queue_timeout = {queue_s:g} s")
+
+    def _end_if_queued(self, reason: str) -> None:
+        if self._service.engine.is_waiting(self._stream):
+            self._service.engine.abort(self._stream, reason, "queue_timeout")
+
     def abort(self, reason: str = "the client has gone") -> None:
         self._service.engine.abort(self._stream, reason)
 
@@ -155,9 +173,14 @@ class Generation:
         if self._closed:
             return
         self._closed = True
+        for timer in self._timers:
+            timer.cancel()
         self.abort("closed")
         self._service.lifecycle.leave()
         now = time.monotonic()
+        for choice in self.choices:
+            if choice.finish_reason is not None:
+                self._service.rates.finished(len(choice.token_ids))
         for request_id, first in self._first_choice.items():
             group = self.choices[first : first + self._sampling.n]
             self._service.metrics.request_finished(

@@ -126,6 +126,12 @@ class GenerationRequest(_Body):
     priority: int = Field(
         default=0, ge=-(2**31), lt=2**31, description="lower runs first, with --scheduling-policy priority"
     )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="seconds for the whole answer: refused at once where that cannot be met, else cut then",
+    )
     cache_salt: str = Field(
         default="", max_length=256, description="requests share cached prefixes only under equal salts"
     )

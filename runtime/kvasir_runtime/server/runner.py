@@ -78,6 +78,7 @@ class _Observer:
 
     def next_tokens(self, seconds: float) -> None:
         self._metrics.next_tokens(seconds)
+        self._rates.next_tokens(seconds, time.monotonic())
 
 
 async def _serve(

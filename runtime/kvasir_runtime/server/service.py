@@ -12,7 +12,9 @@ from kvasir_runtime.contract.engine_args import EngineArgs
 from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.model_files import ModelFiles
+from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.server.adapters import AdapterRegistry
+from kvasir_runtime.server.admission import Deadlines, Load, refusal
 from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.errors import ApiError, bad_request, unavailable
 from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S, Lifecycle, StartupClock
@@ -90,8 +92,13 @@ class Service:
             return {}
         return {"adapter": name, "adapter_digest": self.adapters.resolve(name)}
 
-    def admit(self, num_sequences: int, num_tokens: int) -> None:
-        """Refuse work that cannot be taken now: ApiError 503 while draining or asleep, 429 with a full queue."""
+    def admit(
+        self, num_sequences: int, num_tokens: int, sampling: SamplingParams, *, timeout_s: float | None, priority: int
+    ) -> None:
+        """Refuse work that cannot be taken now, or not in time, before it is queued.
+
+        Raises ApiError: 503 while draining or asleep, 429 with a full queue and when a deadline cannot be met.
+        """
         self.take_no_work_while_stopping()
         free_seats = max(0, self.args.max_num_seqs - self.engine.stats.running)
         if self.engine.waiting + num_sequences > self.args.max_queued_requests + free_seats:
@@ -99,6 +106,29 @@ class Service:
         limit = self.args.max_queued_tokens
         if limit is not None and self.engine.waiting_tokens and self.engine.waiting_tokens + num_tokens > limit:
             raise self._full("prompt tokens", self.engine.waiting_tokens, limit)
+        deadlines = Deadlines(self.args.queue_timeout, timeout_s)
+        refused = refusal(self._load(free_seats, priority), deadlines, num_tokens, sampling.least_output_tokens)
+        if refused is not None:
+            raise ApiError(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                refused.message,
+                param="timeout_s" if refused.code == "deadline_unreachable" else None,
+                code=refused.code,
+                retry_after_s=refused.retry_after_s,
+            )
+
+    def _load(self, free_seats: int, priority: int) -> Load:
+        first = priority if self.args.scheduling_policy == "priority" else None
+        waiting, waiting_tokens = self.engine.waiting_before(first)
+        now = time.monotonic()
+        return Load(
+            waiting=waiting,
+            waiting_tokens=waiting_tokens,
+            free_seats=free_seats,
+            prompt_speed=self.rates.prompt_speed(now),
+            token_s=self.rates.token_s(now),
+            finished_per_s=self.rates.finished_per_s(self.args.max_num_seqs, now),
+        )
 
     def take_no_work_while_stopping(self) -> None:
         """Raise ApiError (503) while draining or asleep."""

@@ -10,6 +10,7 @@ from kvasir_runtime.engine.detokenizer import Detokenizer
 from kvasir_runtime.engine.messages import AbortSequences, EngineOutput, EngineRequest, FinishReason, StepOutputs
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.server.generation import Generation, Prompt
+from kvasir_runtime.server.rates import Rates
 
 
 class Letters:
@@ -50,6 +51,8 @@ def start(link: Link, n: int) -> tuple[AsyncEngine, Generation]:
         eos_token_ids=frozenset(),
         next_engine_id=lambda: "r",
         metrics=SimpleNamespace(request_finished=lambda *_, **__: None),
+        rates=Rates(),
+        args=SimpleNamespace(queue_timeout=None),
     )
     sampling = SamplingParams(n=n, stop=("bc",))
     make = lambda prompt: Detokenizer(cast("Any", Letters()), prompt.token_ids, stop=("bc",))  # noqa: E731
