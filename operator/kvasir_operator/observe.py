@@ -133,7 +133,8 @@ class Observer:
         await asyncio.gather(*(self._ask(key, pod, samples[pod.uid], token.value) for pod in pods))
         placed = self._outlooks.basis(self._read(key, manifest).wish)
         heard = ((uid, sample.changes) for uid, sample in samples.items())
-        return self._store.changes(key), token.state, placed, *heard
+        left = self._cordons.cordoned.intersection(pod.node for pod in pods)
+        return self._store.changes(key), token.state, placed, left, *heard
 
     def recall(self, key: ServiceKey, refusals: tuple[Refusal, ...] = ()) -> Snapshot | None:
         """Make a snapshot of what is known already."""

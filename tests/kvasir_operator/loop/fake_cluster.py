@@ -13,9 +13,11 @@ from random import Random
 from typing import Any
 
 from kvasir_operator.api.base import format_time
-from kvasir_operator.cluster import EVENTS, PODS, SERVICES_OF_OURS, Kind
+from kvasir_operator.cluster import EVENTS, NODES, PODS, SERVICES_OF_OURS, Kind
 from kvasir_operator.errors import ApiError, PodError
+from kvasir_operator.planning.goldens import Scored
 from kvasir_operator.planning.state import Unknown
+from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import AdminState, CapacityState, KVState, Phase, StartupState
 
 Manifest = dict[str, Any]
@@ -85,6 +87,9 @@ class FakeCluster:
         self.engines: dict[str, Engine] = {}
         self.watchers: list[Callable[[Kind, str, Manifest], None]] = []
         self.writes: list[str] = []
+        self.nodes: dict[str, int] = {"node": 1000}
+        """How many pods fit on each node."""
+        self.cordoned: set[str] = set()
         self.on_delete: Callable[[Manifest, Engine | None], None] = lambda pod, engine: None
         self._versions = itertools.count(1)
         self._uids = itertools.count(1)
@@ -187,7 +192,7 @@ class FakeCluster:
         changed = copy.deepcopy(pod)
         engine = self.engines.get(pod["metadata"]["uid"])
         if not changed["spec"].get("nodeName"):
-            changed["spec"]["nodeName"] = "node"
+            self._schedule(changed)
         elif engine is None:
             self._run(changed)
         elif engine.phase is Phase.LOADING:
@@ -196,6 +201,43 @@ class FakeCluster:
             self._kubelet_ready(changed)
         else:
             return
+        self.update(changed)
+
+    def _schedule(self, pod: Manifest) -> None:
+        """Give the pod the first node that has room, or say that there is none."""
+        taken = [each["spec"].get("nodeName") for each in self.pods() if each["status"]["phase"] != "Failed"]
+        free = [node for node, room in self.nodes.items() if taken.count(node) < room and node not in self.cordoned]
+        placed = {"type": "PodScheduled", "status": "True" if free else "False"}
+        if free:
+            pod["spec"]["nodeName"] = free[0]
+        else:
+            placed["message"] = f"0/{len(self.nodes)} nodes are available: {len(self.nodes)} Insufficient cpu."
+        before = next((each for each in pod["status"]["conditions"] if each["type"] == "PodScheduled"), {})
+        since = before.get("lastTransitionTime") if before.get("status") == placed["status"] else None
+        merge_conditions(pod, [placed | {"lastTransitionTime": since or format_time(self.clock())}])
+
+    def cordon(self, node: str, *, on: bool = True) -> None:
+        """What `kubectl cordon` and `kubectl uncordon` do."""
+        (self.cordoned.add if on else self.cordoned.discard)(node)
+        metadata = {"name": node, "uid": node, "resourceVersion": str(next(self._versions))}
+        self._tell(NODES, "MODIFIED", {"metadata": metadata, "spec": {"unschedulable": on}})
+
+    def break_pod(self, pod: Manifest, *, restarts: int, message: str = "") -> None:
+        """The process has ended so often, and the kubelet waits before it starts it again."""
+        changed = copy.deepcopy(pod)
+        self.engines.pop(pod["metadata"]["uid"], None)
+        changed["spec"]["nodeName"] = changed["spec"].get("nodeName") or next(iter(self.nodes))
+        ended = {"exitCode": 1, "reason": "Error", "message": message, "finishedAt": format_time(self.clock())}
+        changed["status"]["containerStatuses"] = [
+            {
+                "name": "runtime",
+                "ready": False,
+                "restartCount": restarts,
+                "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+                "lastState": {"terminated": ended},
+            }
+        ]
+        self._kubelet_ready(changed)
         self.update(changed)
 
     def crash(self, pod: Manifest) -> None:
@@ -280,6 +322,8 @@ class FakeScraper:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
         self.deaf: set[str] = set()
+        self.scores: dict[str, float] = {}
+        """Log-probability that a revision gives every token of golden prompts."""
 
     async def state(self, ip: str, token: str) -> AdminState | Unknown:
         try:
@@ -304,6 +348,13 @@ class FakeScraper:
 
     async def undrain(self, ip: str, token: str) -> None:
         self._engine(ip).draining = False
+
+    async def score(self, ip: str, token: str, model: str, prompt: str) -> Scored:
+        self._engine(ip)
+        pod = next(each for each in self.cluster.pods() if each["metadata"]["uid"] == ip)
+        value = self.scores.get(pod["metadata"]["labels"][names.REVISION_LABEL], -1.0)
+        tokens = tuple(prompt.split())
+        return Scored(tokens, (None, *[value] * (len(tokens) - 1)))
 
     def _engine(self, ip: str) -> Engine:
         engine = self.cluster.engines.get(ip)

@@ -1,6 +1,7 @@
 """The real loop on a cluster in memory, one turn at a time."""
 
 import copy
+from datetime import timedelta
 from typing import Any, cast
 
 from kvasir_operator import sync
@@ -103,7 +104,7 @@ class Loop:
         if snapshot is None or snapshot.spec is None:
             return True
         found = [(pod.stage, pod.revision) for pod in self.pods()]
-        wanted = [(Stage.SERVING, snapshot.revision)] * snapshot.spec.replicas
+        wanted = [(Stage.SERVING, snapshot.target.name)] * snapshot.spec.replicas
         return found == wanted and make_plan(snapshot, self.clock()).empty
 
     def change(self, **spec: Any) -> None:
@@ -112,6 +113,23 @@ class Loop:
         service["spec"] |= spec
         service["metadata"]["generation"] += 1
         self.cluster.store(service_address(), service, "MODIFIED")
+
+    def annotate(self, **annotations: str | None) -> None:
+        """`kubectl annotate`, with the domain left out; None takes one away."""
+        service = copy.deepcopy(self.service())
+        found = service["metadata"].setdefault("annotations", {})
+        for key, value in annotations.items():
+            found[f"kvasir.dev/{key.replace('_', '-')}"] = value
+        service["metadata"]["annotations"] = {key: value for key, value in found.items() if value is not None}
+        self.cluster.store(service_address(), service, "MODIFIED")
+
+    async def run(self, seconds: float, step: float = 1.0) -> None:
+        """Let time pass in a healthy cluster, with the operator at work."""
+        end = self.clock() + timedelta(seconds=seconds)
+        while self.clock() < end:
+            self.kubelet()
+            await self.turn()
+            self.clock.move(step)
 
     def service(self) -> Manifest:
         return self.cluster.objects[service_address()]

@@ -1,0 +1,272 @@
+"""Changing what replicas are: under load, when it goes wrong, step by step; and emptying a node."""
+
+import json
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import openai
+import pytest
+
+from e2e.support import services
+from e2e.support.environment import Environment
+from e2e.support.kubectl import Kubectl, Object
+from e2e.support.waiting import wait_for
+
+STREAMS = 32
+TOKENS = 96
+
+
+@pytest.fixture(scope="session")
+def other_model(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another model with the same tokenizer, whose answers are others: its logits are negated."""
+    return put_changed(tmp_path_factory.mktemp("other") / "model", "tiny-llama-other", scale=-1.0)
+
+
+@pytest.fixture(scope="session")
+def near_model(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that differs by less than anybody notices."""
+    return put_changed(tmp_path_factory.mktemp("near") / "model", "tiny-llama-near", scale=1.0005)
+
+
+def put_changed(folder: Path, name: str, scale: float) -> str:
+    """Put a copy of tiny-llama on the node whose final norm is scaled, which scales all logits."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    shutil.copytree(services.TINY_LLAMA, folder)
+    weights = safetensors.load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"] * scale
+    safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return services.put_model_on_node(name, folder)
+
+
+@dataclass
+class Seen:
+    """What the streams saw: answers by text, and what went wrong."""
+
+    answers: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def streams(base: str, count: int = STREAMS) -> Iterator[Seen]:
+    """Keep `count` streams of the same greedy prompt going, each on a connection of its own, until the block ends."""
+    seen, stop, lock = Seen(), threading.Event(), threading.Lock()
+
+    def ask() -> None:
+        while not stop.is_set():
+            # A client for each request: connections that are kept would never reach another replica.
+            with openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=120) as client:
+                text, problem = stream_once(client)
+            with lock:
+                if problem:
+                    seen.failures.append(problem)
+                else:
+                    seen.answers.append(text)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=150)
+        assert not any(thread.is_alive() for thread in threads), "a stream never ended"
+
+
+def stream_once(client: openai.OpenAI) -> tuple[str, str]:
+    """One answer and an empty text, or what was wrong with it."""
+    text, finish, count = "", None, 0
+    try:
+        stream = client.completions.create(
+            model="tiny",
+            prompt="Return a list of",
+            max_tokens=TOKENS,
+            temperature=0,
+            stream=True,
+            extra_body={"ignore_eos": True, "return_token_ids": True},
+        )
+        for chunk in stream:
+            for choice in chunk.choices:
+                text, finish = text + choice.text, choice.finish_reason or finish
+                count += len((choice.model_extra or {}).get("token_ids") or [])
+    except openai.OpenAIError as error:
+        return text, f"{type(error).__name__}: {error}"
+    if finish != "length" or count not in (0, TOKENS):
+        return text, f"truncated: {count} tokens, finish reason {finish}"
+    return text, ""
+
+
+def answer(base: str) -> str:
+    with openai.OpenAI(base_url=f"{base}/v1", api_key="none", timeout=120) as client:
+        text, problem = stream_once(client)
+    assert problem == ""
+    return text
+
+
+def change(kubectl: Kubectl, name: str, **spec: object) -> None:
+    kubectl.run("patch", "isvc", name, "--type=merge", "-p", json.dumps({"spec": spec}))
+
+
+def model(uri: str) -> Object:
+    return {"source": {"uri": uri}}
+
+
+def progress(kubectl: Kubectl, name: str) -> str:
+    return str(services.condition(kubectl.get("isvc", name), "Progressing").get("reason", ""))
+
+
+def wait_progress(kubectl: Kubectl, name: str, reason: str, timeout: float) -> Object:
+    """Wait until Progressing has that reason for the newest generation; returns the service."""
+
+    def look() -> Object | None:
+        found = kubectl.get("isvc", name)
+        seen = services.condition(found, "Progressing")
+        current = seen.get("observedGeneration") == (found or {}).get("metadata", {}).get("generation")
+        return found if current and seen.get("reason") == reason else None
+
+    try:
+        return wait_for(f"{name}: Progressing by {reason}", look, timeout=timeout)
+    except TimeoutError as error:
+        raise TimeoutError(f"{error}; status: {services.status(kubectl, name)}") from None
+
+
+def test_a_model_changes_under_32_streams(
+    environment: Environment, kubectl: Kubectl, model_uri: str, other_model: str
+) -> None:
+    """No request fails, none is cut short, and every answer is wholly of one model or wholly of the other."""
+    kubectl.apply(services.inference_service("tiny", model_uri, replicas=2))
+    services.wait_ready(kubectl, "tiny", replicas=2)
+    fewest = 2
+    with services.endpoint(environment, kubectl, "tiny") as base:
+        before = answer(base)
+        with streams(base) as seen:
+            wait_for("answers of the old model", lambda: len(seen.answers) >= STREAMS, timeout=120)
+            change(kubectl, "tiny", model=model(other_model))
+            deadline = time.monotonic() + 300
+            while progress(kubectl, "tiny") != "RollingOut" and time.monotonic() < deadline:
+                time.sleep(0.2)
+            while progress(kubectl, "tiny") != "Converged" and time.monotonic() < deadline:
+                fewest = min(fewest, services.status(kubectl, "tiny").get("readyReplicas", 0))
+                time.sleep(0.5)
+            answered = len(seen.answers)
+            wait_for("answers of the new model", lambda: len(seen.answers) >= answered + STREAMS, timeout=120)
+        after = answer(base)
+    print(f"{len(seen.answers)} answers, {len(seen.failures)} failures, never fewer than {fewest} ready")
+    assert seen.failures == []
+    assert before != after
+    assert set(seen.answers) == {before, after}
+    assert fewest == 2
+    assert progress(kubectl, "tiny") == "Converged"
+
+
+def test_a_broken_model_is_rolled_back_and_says_why(kubectl: Kubectl, model_uri: str, tmp_path: Path) -> None:
+    """The old replicas go on untouched; cause and remedy stay in the status; going back to the old spec heals it."""
+    broken = tmp_path / "broken"
+    shutil.copytree(services.TINY_LLAMA, broken)
+    (broken / "model.safetensors").write_bytes(b"\\x10" * 4096)
+    uri = services.put_model_on_node("tiny-llama-broken", broken)
+    kubectl.apply(services.inference_service("tiny", model_uri, replicas=2))
+    services.wait_ready(kubectl, "tiny", replicas=2)
+    before = {pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny")}
+    change(kubectl, "tiny", model=model(uri))
+    service = wait_progress(kubectl, "tiny", "RolledBack", timeout=150)
+    assert services.condition(service, "Ready")["status"] == "True"
+    degraded = services.condition(service, "Degraded")
+    assert degraded["status"] == "True"
+    assert "revision 2" in degraded["message"]
+    failure = service["status"]["lastFailure"]
+    print(failure)
+    assert failure["cause"] in ("WeightsCorrupt", "ModelInvalid")
+    assert failure["remedy"]
+    assert {pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny")} == before
+    events = {event["reason"] for event in kubectl.list("events") if event["involvedObject"]["name"] == "tiny"}
+    assert "RolledBack" in events
+    assert len(kubectl.list("controllerrevisions")) == 2
+    change(kubectl, "tiny", model=model(model_uri))
+    wait_progress(kubectl, "tiny", "Converged", timeout=60)
+    assert {pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny")} == before
+
+
+def test_golden_prompts_keep_a_model_out_that_answers_otherwise(
+    environment: Environment, kubectl: Kubectl, model_uri: str, other_model: str, near_model: str
+) -> None:
+    """Before it takes any traffic; one that differs by less than the tolerance goes through."""
+    rollout = {"autoRollback": {"goldenPrompts": ["Return a list of all header values."], "goldenTolerance": 0.1}}
+    kubectl.apply(services.inference_service("tiny", model_uri, rollout=rollout))
+    services.wait_ready(kubectl, "tiny")
+    with services.endpoint(environment, kubectl, "tiny") as base:
+        before = answer(base)
+        with streams(base, 4) as seen:
+            change(kubectl, "tiny", model=model(other_model))
+            service = wait_progress(kubectl, "tiny", "RolledBack", timeout=150)
+    assert seen.failures == []
+    assert set(seen.answers) == {before}
+    failure = service["status"]["lastFailure"]
+    print(failure)
+    assert failure["cause"] == "GoldenPromptsDiffer"
+    assert "nats a token" in failure["message"]
+    change(kubectl, "tiny", model=model(near_model))
+    service = wait_progress(kubectl, "tiny", "Converged", timeout=150)
+    assert services.condition(service, "Degraded")["status"] == "False"
+
+
+def test_pause_resume_and_going_back(kubectl: Kubectl, model_uri: str, other_model: str) -> None:
+    """With kubectl alone: `spec.rollout.paused`, the history, and the annotation `kvasir.dev/rollback-to`."""
+    kubectl.apply(services.inference_service("tiny", model_uri))
+    services.wait_ready(kubectl, "tiny")
+    [before] = services.pods(kubectl, "tiny")
+    change(kubectl, "tiny", model=model(other_model), rollout={"paused": True})
+    wait_progress(kubectl, "tiny", "RolloutPaused", timeout=30)
+    time.sleep(10)
+    assert [pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny")] == [before["metadata"]["uid"]]
+    change(kubectl, "tiny", rollout={"paused": False})
+    wait_progress(kubectl, "tiny", "Converged", timeout=150)
+    kubectl.run("annotate", "isvc", "tiny", "kvasir.dev/rollback-to=previous")
+    wait_progress(kubectl, "tiny", "RolledBack", timeout=150)
+    [back] = services.pods(kubectl, "tiny")
+    assert back["metadata"]["labels"]["kvasir.dev/revision"] == before["metadata"]["labels"]["kvasir.dev/revision"]
+    kubectl.run("annotate", "isvc", "tiny", "kvasir.dev/rollback-to-")
+    wait_progress(kubectl, "tiny", "Converged", timeout=150)
+
+
+def test_draining_a_node_keeps_the_budget(environment: Environment, kubectl: Kubectl, model_uri: str) -> None:
+    """`kubectl drain` evicts one of two replicas, under streams, and no more while there is no other place for it."""
+    if not environment.own:
+        pytest.skip("drains the only node of the cluster")
+    rollout = {"maxUnavailable": 1}
+    kubectl.apply(services.inference_service("tiny", model_uri, replicas=2, rollout=rollout))
+    services.wait_ready(kubectl, "tiny", replicas=2)
+    [budget] = kubectl.list("poddisruptionbudgets")
+    assert budget["spec"]["minAvailable"] == 1
+    [node] = {pod["spec"]["nodeName"] for pod in services.pods(kubectl, "tiny")}
+    old = {pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny")}
+    selector = f"{services.SERVICE_LABEL}=tiny"
+    drain = kubectl.command("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data", "--timeout=240s")
+    with services.endpoint(environment, kubectl, "tiny") as base, streams(base, 8) as seen:
+        wait_for("answers", lambda: len(seen.answers) >= 8, timeout=60)
+        draining = subprocess.Popen(drain, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            wait_for("one eviction", lambda: len(old & serving(kubectl)) == 1, timeout=60)
+            time.sleep(15)
+            assert len(old & serving(kubectl)) == 1, "the budget was not kept"
+        finally:
+            kubectl.run("uncordon", node)
+        said, _ = draining.communicate(timeout=250)
+        assert draining.returncode == 0, said
+        assert "would violate the pod's disruption budget" in said
+        services.wait_ready(kubectl, "tiny", replicas=2)
+        assert not old & serving(kubectl)
+    print(said, f"{len(seen.answers)} answers")
+    assert seen.failures == []
+
+
+def serving(kubectl: Kubectl) -> set[str]:
+    """Uids of pods of the service that are ready and not on their way out."""
+    return {pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny") if services.is_ready(pod)}
