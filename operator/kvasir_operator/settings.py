@@ -109,7 +109,7 @@ class Settings(BaseModel):
     )
     product_costs: Costs = Field(
         default={},
-        description="What a device costs, by product, as JSON such as {\"NVIDIA-L4\": 0.7}; any unit. The cheapest "
+        description='What a device costs, by product, as JSON such as {"NVIDIA-L4": 0.7}; any unit. The cheapest '
         "product that a model fits on is taken; those without a cost come last, the smallest memory first.",
     )
     allow_file_sources: bool = Field(
