@@ -1,13 +1,17 @@
 // Attention over a paged KV cache.
 //
 // Letters: T rows, N decode rows, H query heads, K KV heads, G = H / K, C head dimension, B blocks, S tokens in a block.
+//
+// What one KV head keeps in a block is S rows of C numbers, or, where the CPU multiplies pairs of bfloat16 (see
+// `paired` in vectors.h), tiles of TILE tokens. A tile of keys is [C / 2, TILE, 2]: a vector holds the same two numbers
+// of sixteen tokens, and scores come out side by side. A tile of values is [TILE / 2, C, 2]: a vector holds sixteen
+// numbers of two tokens. So neither needs a sum across a vector.
 
 #include "vectors.h"
 
 namespace {
 
 constexpr int CHUNK = 512;      // tokens whose attention is computed by one thread at a time
-constexpr int TILE = 16;        // tokens computed together: one vector of scores
 constexpr int MAX_GROUP = 32;   // query heads of a KV head
 constexpr int MAX_VECTORS = 16; // of a head: head dimensions up to 256
 
@@ -25,9 +29,11 @@ struct Call {
     int64_t window;              // 0: none
 };
 
-// What one query has seen so far: the highest score, the sum of exponentials and the weighted sum of values.
+// What one query has seen so far: the highest score, the sums of exponentials (by place in a tile; theirs is the total)
+// and the weighted sum of values.
 struct State {
-    float highest, total;
+    float highest;
+    v16 totals;
     v16 sums[MAX_VECTORS];
 };
 
@@ -36,15 +42,15 @@ struct Seen {
     int from, to;
 };
 
-// The tile after this one. Blocks lie anywhere, so that no hardware prefetcher sees it coming; it is fetched token by
-// token while this one is computed, as a core has few loads in flight.
+// The tile after this one. Blocks lie anywhere, so that no hardware prefetcher sees it coming; it is fetched part by
+// part while this one is computed, as a core has few loads in flight.
 struct Next {
     const char *keys;  // null: none
     int64_t to_values, token_bytes;
 
-    void fetch(int token) const {
+    void fetch(int token, int count) const {
         if (keys)
-            for (const char *at = keys + token * token_bytes, *end = at + token_bytes; at < end; at += 64) {
+            for (const char *at = keys + token * token_bytes, *end = at + count * token_bytes; at < end; at += 64) {
                 __builtin_prefetch(at, 0, 2);
                 __builtin_prefetch(at + to_values, 0, 2);
             }
@@ -52,17 +58,16 @@ struct Next {
 };
 
 // Softmax weights of a tile's scores against the highest score so far; rescales the state when there is a new one.
-inline v16 weigh(v16 s, Seen seen, int vectors, float softcap, State &state) {
+inline __attribute__((always_inline)) v16 weigh(v16 s, Seen seen, int vectors, float softcap, State &state) {
     const v16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     if (softcap > 0)
         for (int t = 0; t < TILE; t++) s[t] = softcap * std::tanh(s[t] / softcap);
     const v16i shown = (lanes >= float(seen.from)) & (lanes < float(seen.to));
     s = shown ? s : all(-std::numeric_limits<float>::infinity());
-    const float highest = highest_of(s);
-    if (highest > state.highest) {
-        const float shrink = exp_nonpositive(state.highest - highest);
+    if (any(s > state.highest)) {
+        const float highest = highest_of(s), shrink = exp_nonpositive(state.highest - highest);
         state.highest = highest;
-        state.total *= shrink;
+        state.totals *= shrink;
         for (int i = 0; i < vectors; i++) state.sums[i] *= shrink;
     }
     return shown ? exp16(s - state.highest) : v16{};
@@ -76,7 +81,7 @@ inline void attend_tile(const v16 *query, const T *k, const T *v, int count, con
     v16 score[Q][TILE];
     for (int t = 0; t < TILE; t++) {
         v16 dot[Q] = {};
-        next.fetch(t);
+        next.fetch(t, 1);
         if (t < count)
             for (int i = 0; i < V; i++) {
                 const v16 key = load16(k + (t * V + i) * 16);
@@ -87,7 +92,7 @@ inline void attend_tile(const v16 *query, const T *k, const T *v, int count, con
     float weights[Q][TILE];
     for (int g = 0; g < Q; g++) {
         const v16 weight = weigh(sum_each(score[g]), seen[g], V, softcap, states[g]);
-        states[g].total += sum_of(weight);
+        states[g].totals += weight;
         store16(weights[g], weight);
     }
     constexpr int STRIP = 4;  // vectors of a value whose sums stay in registers
@@ -108,75 +113,54 @@ inline void attend_tile(const v16 *query, const T *k, const T *v, int count, con
 
 #ifdef __AVX512BF16__
 
-// As attend_tile, with products of bfloat16 pairs that accumulate in float32: half the instructions. Weights are
-// rounded to bfloat16 too, and their sum is that of the rounded ones. The sums of a state stand in the order of
-// `unpack` (see `in_order`). V is even.
+// As attend_tile, on tiles of pairs. Weights are rounded to bfloat16 as the values are; the totals are of rounded ones.
 template <int V_, int Q>
-inline void attend_tile_bf16(const __m512bh *query, const bf16 *k, const bf16 *v, int count, const Seen *seen,
-                             int vectors, float scale, float softcap, Next next, State *states) {
-    const int P = (V_ ? V_ : vectors) / 2;  // vectors of 32
-    v16 score[Q][TILE];
-    for (int t = 0; t < TILE; t++) {
-        __m512 dot[Q] = {};
-        next.fetch(t);
-        if (t < count)
-            for (int i = 0; i < P; i++) {
-                const __m512bh key = (__m512bh)_mm512_loadu_si512(k + (t * P + i) * 32);
-                for (int g = 0; g < Q; g++) dot[g] = _mm512_dpbf16_ps(dot[g], query[g * P + i], key);
-            }
-        for (int g = 0; g < Q; g++) score[g][t] = dot[g];
-    }
-    int32_t pairs[Q][TILE / 2];
+inline void attend_tile_of_pairs(const int32_t *query, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors,
+                                 float scale, float softcap, Next next, State *states) {
+    const int V = V_ ? V_ : vectors, P = V * 8;  // pairs of a head
+    constexpr int CHAINS = Q >= 8 ? 1 : Q >= 4 ? 2 : 4;  // sums that do not wait for each other
+    __m512 dots[CHAINS][Q] = {};
+    for (int p = 0; p < P; p += CHAINS)
+        for (int i = 0; i < CHAINS; i++) {
+            const __m512bh keys = (__m512bh)_mm512_loadu_si512(k + (p + i) * 2 * TILE);
+            for (int g = 0; g < Q; g++)
+                dots[i][g] = _mm512_dpbf16_ps(dots[i][g], keys, (__m512bh)_mm512_set1_epi32(query[g * P + p + i]));
+        }
+    int32_t weights[Q][TILE / 2];
     for (int g = 0; g < Q; g++) {
-        const v16 weight = weigh(sum_each(score[g]) * scale, seen[g], 2 * P, softcap, states[g]);
-        const __m256bh narrow = _mm512_cvtneps_pbh(weight);
-        std::memcpy(pairs[g], &narrow, sizeof narrow);
-        states[g].total += sum_of(load16(reinterpret_cast<const bf16 *>(pairs[g])));
+        v16 score = dots[0][g];
+        for (int i = 1; i < CHAINS; i++) score += v16(dots[i][g]);
+        const __m256bh narrow = _mm512_cvtneps_pbh(weigh(score * scale, seen[g], V, softcap, states[g]));
+        std::memcpy(weights[g], &narrow, sizeof narrow);
+        states[g].totals += load16(reinterpret_cast<const bf16 *>(weights[g]));
+        next.fetch(g * TILE / Q, TILE / Q);
     }
-    constexpr int STRIP = Q > 4 ? 1 : 2;  // so that the sums stay in registers
-    for (int first = 0; first < P; first += STRIP) {
-        const int strip = P - first < STRIP ? P - first : STRIP;
-        __m512 low[Q][STRIP], high[Q][STRIP];
+    constexpr int STRIP = Q >= 8 ? 2 : 4;  // vectors of a value whose sums stay in registers
+    for (int first = 0; first < V; first += STRIP) {
+        const int strip = V_ % STRIP == 0 && V_ ? STRIP : std::min(STRIP, V - first);
+        __m512 sums[Q][STRIP];
         for (int g = 0; g < Q; g++)
-            for (int i = 0; i < strip; i++) {
-                low[g][i] = states[g].sums[2 * (first + i)];
-                high[g][i] = states[g].sums[2 * (first + i) + 1];
-            }
+            for (int i = 0; i < strip; i++) sums[g][i] = states[g].sums[first + i];
         for (int t = 0; t < count; t += 2)
             for (int i = 0; i < strip; i++) {
-                const bf16 *at = v + (t * P + first + i) * 32;
-                const __m512i even = _mm512_loadu_si512(at);
-                const __m512i odd = t + 1 < count ? _mm512_loadu_si512(at + P * 32) : _mm512_setzero_si512();
-                const __m512bh left = (__m512bh)_mm512_unpacklo_epi16(even, odd);
-                const __m512bh right = (__m512bh)_mm512_unpackhi_epi16(even, odd);
-                for (int g = 0; g < Q; g++) {
-                    const __m512bh weights = (__m512bh)_mm512_set1_epi32(pairs[g][t / 2]);
-                    low[g][i] = _mm512_dpbf16_ps(low[g][i], weights, left);
-                    high[g][i] = _mm512_dpbf16_ps(high[g][i], weights, right);
-                }
+                __m512i both = _mm512_loadu_si512(v + (t / 2 * V + first + i) * 32);
+                // Whatever an earlier owner left in the place of a token to come: nothing times that may be NaN.
+                if (t + 1 == count) both = _mm512_and_si512(both, _mm512_set1_epi32(0xffff));
+                for (int g = 0; g < Q; g++)
+                    sums[g][i] = _mm512_dpbf16_ps(sums[g][i], (__m512bh)both, (__m512bh)_mm512_set1_epi32(weights[g][t / 2]));
             }
         for (int g = 0; g < Q; g++)
-            for (int i = 0; i < strip; i++) {
-                states[g].sums[2 * (first + i)] = low[g][i];
-                states[g].sums[2 * (first + i) + 1] = high[g][i];
-            }
-    }
-}
-
-// `unpack` works on quarters of a vector: it leaves columns 0-3, 8-11, … in one vector and 4-7, 12-15, … in the next.
-inline void in_order(v16 *sums, int vectors) {
-    for (int i = 0; i < vectors; i += 2) {
-        const v16 low = sums[i], high = sums[i + 1];
-        sums[i] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-        sums[i + 1] = __builtin_shufflevector(low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+            for (int i = 0; i < strip; i++) states[g].sums[first + i] = sums[g][i];
     }
 }
 
 #endif
 
-// The queries of one KV head, prepared for a tile's kernel, and that kernel.
-template <typename T, int V_>
-struct Attention {
+// The queries of one KV head, prepared for a tile's kernel, and that kernel; V_ vectors make a head.
+template <typename T_, int V_>
+struct Rows {
+    using T = T_;
+    static constexpr int V = V_;
     v16 query[MAX_GROUP * MAX_VECTORS];
 
     // `count` vectors of queries, which become number `at` and on.
@@ -189,47 +173,52 @@ struct Attention {
               State *states) const {
         attend_tile<T, V_, Q>(query + g * vectors, k, v, count, seen, vectors, d.softcap, next, states);
     }
-
-    void finish(State &, int) const {}
 };
+
+template <int V_>
+using FloatRows = Rows<float, V_>;
+template <int V_>
+using Bf16Rows = Rows<bf16, V_>;
 
 #ifdef __AVX512BF16__
 
 template <int V_>
-    requires(V_ > 0 && V_ % 2 == 0)
-struct Attention<bf16, V_> {
-    __m512bh query[MAX_GROUP * MAX_VECTORS / 2];
+struct Bf16Pairs {
+    using T = bf16;
+    static constexpr int V = V_;
+    int32_t query[MAX_GROUP * MAX_VECTORS * 8];
 
-    void prepare(const bf16 *q, int64_t at, int64_t count, float) { std::memcpy(query + at / 2, q, count * 32); }
+    void prepare(const bf16 *q, int64_t at, int64_t count, float) { std::memcpy(query + at * 8, q, count * 32); }
 
     template <int Q>
     void tile(int64_t g, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors, const Call &d, Next next,
               State *states) const {
-        attend_tile_bf16<V_, Q>(query + g * vectors / 2, k, v, count, seen, vectors, d.scale, d.softcap, next, states);
+        attend_tile_of_pairs<V_, Q>(query + g * vectors * 8, k, v, count, seen, vectors, d.scale, d.softcap, next, states);
     }
-
-    void finish(State &state, int vectors) const { in_order(state.sums, vectors); }
 };
 
 #endif
 
 // `rows` neighbouring rows of a sequence over tokens [begin, end), for KV heads from `head` on. Row i, whose own position
 // is last + i, sees up to itself and no further back than the window. States: [count, rows, G].
-template <typename T, int V_>
-void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t last, int64_t head, int64_t head_count,
-            int64_t begin, int64_t end, State *states) {
-    const int64_t C = d.head_dim, S = d.block_size, G = d.heads / d.kv_heads, V = V_ ? V_ : C / 16, queries = rows * G;
+template <typename Method>
+void attend(const Call &d, int64_t sequence, const typename Method::T *q, int64_t rows, int64_t last, int64_t head,
+            int64_t head_count, int64_t begin, int64_t end, State *states) {
+    using T = typename Method::T;
+    const int64_t C = d.head_dim, S = d.block_size, G = d.heads / d.kv_heads, queries = rows * G;
+    const int64_t V = Method::V ? Method::V : C / 16;
     const T *keys = static_cast<const T *>(d.kv) + head * S * C;
     const int64_t to_values = d.blocks * d.kv_heads * S * C;
-    Attention<T, V_> attention;
+    Method attention;
     for (int64_t h = 0; h < head_count; h++)
         for (int64_t row = 0; row < rows; row++)
             attention.prepare(q + (row * d.heads + (head + h) * G) * C, (h * queries + row * G) * V, G * V, d.scale);
     for (int64_t g = 0; g < head_count * queries; g++) {
         states[g].highest = -std::numeric_limits<float>::infinity();
-        states[g].total = 0;
+        states[g].totals = v16{};
         for (int64_t i = 0; i < V; i++) states[g].sums[i] = v16{};
     }
+    if (S % TILE == 0) begin = begin / TILE * TILE;  // what a query does not see is left out below
     for (int64_t first = begin; first < end;) {
         const int64_t block = d.tables[sequence * d.table_width + first / S], offset = first % S;
         const int count = int(std::min<int64_t>({TILE, S - offset, end - first}));
@@ -260,7 +249,6 @@ void attend(const Call &d, int64_t sequence, const T *q, int64_t rows, int64_t l
         }
         first += count;
     }
-    for (int64_t g = 0; g < head_count * queries; g++) attention.finish(states[g], V);
 }
 
 template <typename T>
@@ -282,7 +270,7 @@ void merge_chunks(const Call &d, int64_t row, int64_t kv_head, int64_t chunks, i
         for (int64_t i = 0; i < chunks; i++) {
             const State &state = states[i * stride + g];
             const float weight = exp_nonpositive(state.highest - highest);
-            total += weight * state.total;
+            total += weight * sum_of(state.totals);
             for (int64_t j = 0; j < C / 16; j++) sums[j] += weight * state.sums[j];
         }
         write_out(out + g * C, sums, total, C);
@@ -294,8 +282,9 @@ struct Item {
     int64_t row, kv_head, begin, end;
 };
 
-template <typename T, int V_>
+template <typename Method>
 void decode(const Call &d, int threads) {
+    using T = typename Method::T;
     // Chunks are cut at fixed positions, whatever else is in the batch: a row's result never depends on its neighbours.
     // All KV heads of a block lie side by side and are read together, unless that leaves threads without work.
     const int64_t G = d.heads / d.kv_heads;
@@ -324,7 +313,7 @@ void decode(const Call &d, int threads) {
     for (size_t i = 0; i < items.size(); i++) {
         const Item &item = items[i];
         const T *q = static_cast<const T *>(d.q) + item.row * d.heads * d.head_dim;
-        attend<T, V_>(d, item.row, q, 1, d.lengths[item.row] - 1, item.kv_head, heads_each, item.begin, item.end,
+        attend<Method>(d, item.row, q, 1, d.lengths[item.row] - 1, item.kv_head, heads_each, item.begin, item.end,
                       all_states + i * states_each);
     }
     const int64_t parts = d.kv_heads / heads_each;
@@ -336,8 +325,9 @@ void decode(const Call &d, int threads) {
         }
 }
 
-template <typename T, int V_>
+template <typename Method>
 void prefill(const Call &d, int threads) {
+    using T = typename Method::T;
     // As many rows together as make eight queries of one KV head: a key that was read is used eight times.
     const int64_t C = d.head_dim, G = d.heads / d.kv_heads, together = std::max<int64_t>(1, 8 / G);
     std::vector<Item> items;
@@ -353,27 +343,27 @@ void prefill(const Call &d, int threads) {
         const int64_t oldest = d.window ? std::max<int64_t>(0, last - d.window + 1) : 0;
         State states[MAX_GROUP];
         const T *q = static_cast<const T *>(d.q) + item.begin * d.heads * C;
-        attend<T, V_>(d, item.row, q, rows, last, item.kv_head, 1, oldest, last + rows, states);
+        attend<Method>(d, item.row, q, rows, last, item.kv_head, 1, oldest, last + rows, states);
         T *out = static_cast<T *>(d.out) + (item.begin * d.heads + item.kv_head * G) * C;
         for (int64_t row = 0; row < rows; row++)
             for (int64_t g = 0; g < G; g++) {
                 const State &state = states[row * G + g];
-                write_out(out + (row * d.heads + g) * C, state.sums, state.total, C);
+                write_out(out + (row * d.heads + g) * C, state.sums, sum_of(state.totals), C);
             }
     }
 }
 
-template <typename T, int V_>
+template <typename Method>
 void attention(const Call &d, int threads) {
-    d.starts ? prefill<T, V_>(d, threads) : decode<T, V_>(d, threads);
+    d.starts ? prefill<Method>(d, threads) : decode<Method>(d, threads);
 }
 
-template <typename T>
+template <template <int> typename Method>
 void attention_any(const Call &d, int threads) {
     switch (d.head_dim) {
-        case 64: return attention<T, 4>(d, threads);
-        case 128: return attention<T, 8>(d, threads);
-        default: return attention<T, 0>(d, threads);
+        case 64: return attention<Method<4>>(d, threads);
+        case 128: return attention<Method<8>>(d, threads);
+        default: return attention<Method<0>>(d, threads);
     }
 }
 
@@ -383,6 +373,9 @@ extern "C" {
 
 int kvasir_max_group() { return MAX_GROUP; }
 
+// Whether blocks of such a cache hold tiles of pairs.
+int kvasir_kv_paired(int is_bf16, int64_t block_size) { return paired(is_bf16, block_size); }
+
 // Decode where `starts` is null, else prefill.
 void kvasir_attention(int is_bf16, const void *q, const void *kv, const int32_t *tables, const int32_t *lengths,
                       const int32_t *starts, void *out, int64_t sequences, int64_t heads, int64_t kv_heads,
@@ -390,6 +383,10 @@ void kvasir_attention(int is_bf16, const void *q, const void *kv, const int32_t 
                       float softcap, int64_t window, int threads) {
     const Call call{q, kv, tables, lengths, starts, out, sequences, heads, kv_heads, head_dim, blocks, block_size,
                     table_width, scale, softcap, window};
-    is_bf16 ? attention_any<bf16>(call, threads) : attention_any<float>(call, threads);
+    if (!is_bf16) return attention_any<FloatRows>(call, threads);
+#ifdef __AVX512BF16__
+    if (paired(is_bf16, block_size)) return attention_any<Bf16Pairs>(call, threads);
+#endif
+    attention_any<Bf16Rows>(call, threads);
 }
 }

@@ -6,6 +6,8 @@
 
 namespace {
 
+constexpr int64_t MOST_HEAD_DIM = 256;
+
 template <typename T>
 void rotate(const T *x, T *out, const float *cos_sin, int64_t C) {
     const int64_t half = C / 2;
@@ -18,19 +20,43 @@ void rotate(const T *x, T *out, const float *cos_sin, int64_t C) {
     }
 }
 
+// One token's key and value of one head, put where attention.cpp looks for them: `block` is what the head keeps in the
+// block, `token` the token's number there. The key is not rotated yet.
 template <typename T>
+void put_row(const T *k, const T *v, T *key_block, int64_t to_values, int64_t token, const float *angles, int64_t C) {
+    rotate(k, key_block + token * C, angles, C);
+    std::memcpy(key_block + to_values + token * C, v, C * sizeof(T));
+}
+
+#ifdef __AVX512BF16__
+
+void put_pairs(const bf16 *k, const bf16 *v, bf16 *key_block, int64_t to_values, int64_t token, const float *angles, int64_t C) {
+    bf16 rotated[MOST_HEAD_DIM];
+    rotate(k, rotated, angles, C);
+    const int64_t place = token % TILE;
+    bf16 *keys = key_block + token / TILE * TILE * C, *values = keys + to_values + place / 2 * 2 * C;
+    for (int64_t c = 0; c < C; c += 2) std::memcpy(keys + c * TILE + place * 2, rotated + c, 4);
+    // Every second number of the pair's vectors; the neighbour's may be written at the same time.
+    const __mmask32 mine = place % 2 ? 0xaaaaaaaa : 0x55555555;
+    for (int64_t c = 0; c < C; c += 16) {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(v + c)));
+        _mm512_mask_storeu_epi16(values + 2 * c, mine, place % 2 ? _mm512_slli_epi32(wide, 16) : wide);
+    }
+}
+
+#endif
+
+template <typename T, typename Put>
 void write_kv(const T *q, const T *k, const T *v, T *q_out, T *kv, const float *cos_sin, const int64_t *positions,
               const int64_t *slots, int64_t rows, int64_t heads, int64_t kv_heads, int64_t C, int64_t blocks, int64_t S,
-              int64_t q_stride, int64_t k_stride, int64_t v_stride, int threads) {
+              int64_t q_stride, int64_t k_stride, int64_t v_stride, int threads, Put put) {
 #pragma omp parallel for num_threads(threads) if (rows * heads > 256)
     for (int64_t row = 0; row < rows; row++) {
         const float *angles = cos_sin + positions[row] * C;
         for (int64_t h = 0; h < heads; h++) rotate(q + row * q_stride + h * C, q_out + (row * heads + h) * C, angles, C);
-        T *target = kv + (slots[row] / S * kv_heads * S + slots[row] % S) * C;
-        for (int64_t h = 0; h < kv_heads; h++, target += S * C) {
-            rotate(k + row * k_stride + h * C, target, angles, C);
-            std::memcpy(target + blocks * kv_heads * S * C, v + row * v_stride + h * C, C * sizeof(T));
-        }
+        T *block = kv + slots[row] / S * kv_heads * S * C;
+        for (int64_t h = 0; h < kv_heads; h++, block += S * C)
+            put(k + row * k_stride + h * C, v + row * v_stride + h * C, block, blocks * kv_heads * S * C, slots[row] % S, angles, C);
     }
 }
 
@@ -76,12 +102,15 @@ void kvasir_write_kv(int is_bf16, const void *q, const void *k, const void *v, v
                      const float *cos_sin, const int64_t *positions, const int64_t *slots, int64_t rows, int64_t heads,
                      int64_t kv_heads, int64_t head_dim, int64_t blocks, int64_t block_size, int64_t q_stride,
                      int64_t k_stride, int64_t v_stride, int threads) {
-    auto run = [&](auto zero) {
+    auto run = [&](auto zero, auto put) {
         using T = decltype(zero);
-        write_kv<T>((const T *)q, (const T *)k, (const T *)v, (T *)q_out, (T *)kv, cos_sin, positions, slots, rows,
-                    heads, kv_heads, head_dim, blocks, block_size, q_stride, k_stride, v_stride, threads);
+        write_kv((const T *)q, (const T *)k, (const T *)v, (T *)q_out, (T *)kv, cos_sin, positions, slots, rows, heads,
+                 kv_heads, head_dim, blocks, block_size, q_stride, k_stride, v_stride, threads, put);
     };
-    is_bf16 ? run(bf16{}) : run(float{});
+#ifdef __AVX512BF16__
+    if (paired(is_bf16, block_size)) return run(bf16{}, put_pairs);
+#endif
+    is_bf16 ? run(bf16{}, put_row<bf16>) : run(float{}, put_row<float>);
 }
 
 // `residual` may be null; else it becomes residual + x, and that is normalised.

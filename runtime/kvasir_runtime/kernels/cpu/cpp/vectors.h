@@ -11,7 +11,7 @@
 #include <cstring>
 #include <limits>
 #include <vector>
-#if defined(__AVX512BF16__) || defined(__AVX512VNNI__)
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -38,6 +38,17 @@ inline void store(bf16 &target, float value) {
     // Round to nearest, ties to even. NaN stays NaN: its payload's high bits survive or are set.
     uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     target.bits = uint16_t(value == value ? rounded : 0x7fc0);
+}
+
+constexpr int TILE = 16;  // tokens whose attention is computed together: one vector of scores
+
+// Whether the blocks of a KV cache hold tiles of pairs (see attention.cpp) instead of rows.
+inline bool paired(bool is_bf16, int64_t block_size) {
+#ifdef __AVX512BF16__
+    return is_bf16 && block_size % TILE == 0;
+#else
+    return false && is_bf16 && block_size;
+#endif
 }
 
 // exp(x) for x <= 0 with a relative error below 2e-7: 2^n times a polynomial on [-ln2/2, ln2/2] (Cody and Waite).
@@ -117,6 +128,16 @@ inline v16 swap8(v16 x) { return __builtin_shufflevector(x, x, 8, 9, 10, 11, 12,
 inline v16 swap4(v16 x) { return __builtin_shufflevector(x, x, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11); }
 inline v16 swap2(v16 x) { return __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13); }
 inline v16 swap1(v16 x) { return __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14); }
+
+inline bool any(v16i mask) {
+#ifdef __AVX512DQ__
+    return _mm512_movepi32_mask(__m512i(mask));
+#else
+    int32_t found = 0;
+    for (int i = 0; i < 16; i++) found |= mask[i];
+    return found;
+#endif
+}
 
 inline v16 larger(v16 x, v16 y) { return x > y ? x : y; }
 
