@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from kvasir_operator import metrics
 from kvasir_operator.api.crd import ROOT
 from kvasir_operator.placement import assessment
 from kvasir_operator.planning import drain, failures, gates, inspecting, placing, state, verdicts
@@ -52,7 +53,20 @@ def table_in(text: str) -> str:
     return compact("\n".join(line for line in text.splitlines() if line.lstrip("# ").startswith("|")))
 
 
+def metrics_table() -> str:
+    """Every series of the operator, in the order of the code."""
+    rows = []
+    for name in (each for each in vars(metrics) if each in metrics.__all__ and each != "REGISTRY"):
+        collector = getattr(metrics, name)
+        [family] = collector.describe()
+        suffix = {"counter": "_total", "info": "_info"}.get(family.type, "")
+        labels = ", ".join(f"`{label}`" for label in collector._labelnames) or "-"
+        rows.append(f"| `{family.name}{suffix}` | {family.type} | {labels} | {family.documentation} |")
+    return "\n".join(["| series | type | labels | what it says |", "|---|---|---|---|", *rows])
+
+
 RENDERED = {
+    "metrics": metrics_table(),
     "failures": failure_table(),
     "conditions": condition_tables(),
     "stages": table_in(inspect.getsource(state.Pod)),
