@@ -6,11 +6,12 @@ is planned. On the way, what the operator does keeps its promises, each checked 
 - A pod with requests in flight is not deleted before its drain timeout is over, unless its process is gone.
 - A pod that serves leaves the endpoints only when, as far as the operator can know, enough others serve.
 - Never more pods than the wanted ones and the surge.
-- No pod without an owner, no two processes of one name.
+- A rollout that is paused takes nothing away, and a revision that was given up gets no pods.
+- No pod, revision or budget without an owner, no two processes of one name.
 """
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from kvasir_operator.cluster import BUDGETS, PODS, REVISIONS
 from kvasir_operator.planning import plan as planning
 from kvasir_operator.planning.actions import CreatePod, DeletePod, SetGates, Why
 from kvasir_operator.planning.reading import read_pod
@@ -26,12 +28,23 @@ from kvasir_operator.planning.rollout import Bounds
 from kvasir_operator.planning.state import Snapshot, Stage
 from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
+from kvasir_runtime.contract.failures import Cause, FailureReport
 from tests.kvasir_operator.loop.fake_cluster import Engine, Manifest, address_of
 from tests.kvasir_operator.loop.harness import Loop
 
 DRAIN_SECONDS = 30.0
 MODELS = ["pvc://models/a", "pvc://models/b", "pvc://models/c"]
-STRATEGIES = [{"strategy": "Surge"}, {"strategy": "InPlace"}, {"maxSurge": 2}, {"maxSurge": 1, "maxUnavailable": 1}]
+STRATEGIES: list[dict[str, Any]] = [
+    {"strategy": "Surge"},
+    {"strategy": "InPlace"},
+    {"maxSurge": 2},
+    {"maxSurge": 1, "maxUnavailable": 1},
+    {"progressDeadline": "90s", "revisionHistoryLimit": 1},
+    {"canary": {"steps": [{"traffic": 30, "pause": "20s"}, {"traffic": 60, "pause": "20s"}]}},
+    {"autoRollback": {"goldenPrompts": ["one two three"]}},
+    {"strategy": "InPlace", "canary": {"steps": [{"traffic": 50, "pause": "20s"}]}},
+]
+REPORTS = ["", FailureReport(Cause.MODEL_UNSUPPORTED, "it failed", "mend it").to_json()]
 
 
 def some(pods: list[Manifest], draw: int) -> Manifest:
@@ -53,6 +66,7 @@ class Simulation(RuleBasedStateMachine):
     def begin(self, replicas: int, rollout: dict[str, Any]) -> None:
         self.loop = Loop(replicas=replicas, rollout=rollout, drain={"timeout": f"{DRAIN_SECONDS:.0f}s"})
         self.loop.cluster.on_delete = self.check_deletion
+        self.loop.cluster.nodes = {"node": 1000, "second": 1000}
         self.run(self.loop.start())
         self.run(self.loop.settle())
 
@@ -101,6 +115,29 @@ class Simulation(RuleBasedStateMachine):
     def change_model(self, uri: str) -> None:
         self.loop.change(model={"source": {"uri": uri}})
 
+    @rule(paused=st.booleans())
+    def pause_or_resume(self, paused: bool) -> None:
+        self.loop.change(rollout=self.loop.service()["spec"]["rollout"] | {"paused": paused})
+
+    @rule(pin=st.sampled_from([None, "previous", "1", "2"]))
+    def go_back(self, pin: str | None) -> None:
+        self.loop.annotate(rollback_to=pin)
+
+    @rule(number=st.integers(1, 3))
+    def ask_for_a_restart(self, number: int) -> None:
+        self.loop.annotate(restarted_at=str(number))
+
+    @rule(uri=st.sampled_from(MODELS), turns=st.integers(3, 10), report=st.sampled_from(REPORTS))
+    def change_to_a_model_that_crashes(self, uri: str, turns: int, report: str) -> None:
+        """All pods that do not serve yet end, again and again."""
+        self.change_model(uri)
+        for _ in range(turns):
+            for pod in self.loop.cluster.pods():
+                if read_pod(pod).stage is Stage.STARTING:
+                    self.loop.cluster.break_pod(pod, restarts=3, message=report)
+            self.checked_turn()
+            self.loop.clock.move(8.0)
+
     @rule(requests=st.integers(1, 3))
     def requests_come(self, requests: int) -> None:
         """Requests reach pods that are among the endpoints, and only those."""
@@ -144,6 +181,20 @@ class Simulation(RuleBasedStateMachine):
     def deletions_finish(self) -> None:
         self.loop.cluster.finish_deletions()
 
+    @rule(node=st.sampled_from(["node", "second"]), on=st.booleans())
+    def a_node_is_cordoned_or_not(self, node: str, on: bool) -> None:
+        self.loop.cluster.cordon(node, on=on)
+
+    @rule(room=st.sampled_from([0, 1, 2, 3, 1000]))
+    def nodes_have_room_or_not(self, room: int) -> None:
+        self.loop.cluster.nodes["node"], self.loop.cluster.nodes["second"] = room, 0 if room < 1000 else room
+
+    @rule(score=st.sampled_from([-1.0, -1.05, -3.0]), draw=st.integers(0, 9))
+    def a_revision_scores_otherwise(self, score: float, draw: int) -> None:
+        known = sorted({pod.revision for pod in self.loop.pods()})
+        if known:
+            self.loop.scraper.scores[known[draw % len(known)]] = score
+
     @precondition(lambda self: self.loop.cluster.pods())
     @rule(draw=st.integers(0, 9))
     def a_process_ends(self, draw: int) -> None:
@@ -171,7 +222,7 @@ class Simulation(RuleBasedStateMachine):
 
         def checked(snapshot: Snapshot, now: Any) -> Any:
             found = original(snapshot, now)
-            self.broken += broken_promises(snapshot, found.actions)
+            self.broken += broken_promises(snapshot, found.actions, now)
             return found
 
         with pytest.MonkeyPatch.context() as patch:
@@ -192,9 +243,10 @@ class Simulation(RuleBasedStateMachine):
         assert self.broken == []
 
     @invariant()
-    def every_pod_has_its_owner(self) -> None:
-        for pod in self.loop.cluster.pods():
-            assert [owner["uid"] for owner in pod["metadata"]["ownerReferences"]] == ["tiny-uid"]
+    def everything_has_its_owner(self) -> None:
+        for kind in (PODS, REVISIONS, BUDGETS):
+            for each in self.loop.cluster.all(kind):
+                assert [owner["uid"] for owner in each["metadata"]["ownerReferences"]] == ["tiny-uid"]
 
     def teardown(self) -> None:
         """The cluster gets well: the service comes to what its spec asks for."""
@@ -205,37 +257,74 @@ class Simulation(RuleBasedStateMachine):
         loop.cluster.faults.error_rate = loop.cluster.faults.silent_rate = 0.0
         loop.lost_events = 0
         loop.scraper.deaf.clear()
+        loop.scraper.scores.clear()
+        loop.cluster.nodes = {"node": 1000, "second": 1000}
+        for node in loop.cluster.nodes:
+            loop.cluster.cordon(node, on=False)
+        loop.annotate(rollback_to=None)
+        self.pause_or_resume(paused=False)
         self.run(loop.resync())
-        self.run(loop.settle(turns=400))
+        self.run(loop.settle(turns=600))
         self.run(loop.turn())
+        if loop.condition("Progressing")["reason"] == "RolledBack":
+            loop.annotate(restarted_at="once more")
+            self.run(loop.settle(turns=600))
+            self.run(loop.turn())
+        assert {pod.revision for pod in loop.pods()} <= {loop.service()["status"]["updateRevision"]}
         wanted = loop.service()["spec"]["replicas"]
         ready = loop.condition("Ready")
         assert (ready["status"], loop.service()["status"]["readyReplicas"]) == ("True" if wanted else "False", wanted)
+        limit = loop.service()["spec"]["rollout"].get("revisionHistoryLimit", 5)
+        assert len(loop.cluster.all(REVISIONS)) <= limit + 2
         writes = len(loop.cluster.writes)
         self.run(loop.turn())
         assert len(loop.cluster.writes) == writes, "something is written at rest"
         self.runner.close()
 
 
-def broken_promises(snapshot: Snapshot, actions: Any) -> list[str]:
+LEAVING = (Why.SCALE_DOWN, Why.ROLLOUT, Why.ROLLBACK, Why.NODE_DRAIN)
+
+
+def may_miss(snapshot: Snapshot, bounds: Bounds, now: datetime) -> int:
+    """How many replicas may be missing: one, where a pod has waited for room for half a minute, as things are."""
+    spec = snapshot.spec
+    assert spec is not None
+    waiting = [pod.condition("PodScheduled") for pod in snapshot.pods if pod.stage is Stage.STARTING and not pod.node]
+    since = [each.since for each in waiting if each.status == "False" and each.since is not None]
+    stuck = sum(now - each >= timedelta(seconds=30) for each in since)
+    if not stuck or spec.rollout.strategy == "Surge":
+        return bounds.max_unavailable
+    return max(1, bounds.max_unavailable) + max(0, stuck - bounds.max_surge)
+
+
+def broken_promises(snapshot: Snapshot, actions: Any, now: datetime) -> list[str]:
     """What a plan does that it may not do, given what the operator could know."""
     created = [action for action in actions if isinstance(action, CreatePod)]
     deleted = {action.uid for action in actions if isinstance(action, DeletePod)}
     if snapshot.spec is None or not snapshot.acceptable:
         return ["pods made or removed for an invalid spec"] if created or deleted else []
     broken = []
-    wanted, bounds = wanted_replicas(snapshot.spec), Bounds.of(snapshot.spec.rollout)
+    spec, target = snapshot.spec, snapshot.target.name
+    wanted, bounds = wanted_replicas(spec), Bounds.of(spec.rollout)
     serving = {pod.uid for pod in snapshot.pods if pod.stage is Stage.SERVING}
-    rolling = any(pod.revision != snapshot.revision and pod.stays for pod in snapshot.pods)
-    closed = {
-        action.uid for action in actions if isinstance(action, SetGates) and action.why in (Why.SCALE_DOWN, Why.ROLLOUT)
+    rolling = any(pod.stays and (pod.revision != target or pod.node in snapshot.cordoned) for pod in snapshot.pods)
+    gone = {
+        action.uid: action.why
+        for action in actions
+        if isinstance(action, SetGates) and not action.gates[names.SERVING_GATE].open and action.why in LEAVING
     }
-    least = wanted - (bounds.max_unavailable if rolling else 0)
-    if len(serving - closed - deleted) < min(len(serving), least):
-        broken.append(f"{len(serving - closed)} would serve, {least} must")
+    least = wanted - (may_miss(snapshot, bounds, now) if rolling else 0)
+    if len(serving - gone.keys() - deleted) < min(len(serving), least):
+        broken.append(f"{len(serving - gone.keys())} would serve, {least} must")
     holding = [pod for pod in snapshot.pods if (pod.stays or pod.stage is Stage.DRAINING) and pod.uid not in deleted]
     if created and rolling and len(holding) + len(created) > wanted + bounds.max_surge:
         broken.append(f"{len(holding)} + {len(created)} pods, at most {wanted} + {bounds.max_surge} may exist")
+    if spec.rollout.paused and {Why.ROLLOUT, Why.ROLLBACK} & {*gone.values(), *(action.why for action in created)}:
+        broken.append("a paused rollout goes on")
+    current = snapshot.current
+    given_up = current is not None and current.asked and target != current.name
+    if current is not None and given_up and not spec.rollout.paused:
+        broken += [f"{each.pod} of a revision that is given up" for each in created if each.revision == current.name]
     taken = {action.pod for action in created} | {pod.name for pod in snapshot.pods}
     if len(taken) < len(created) + len(snapshot.pods):
         broken.append("two pods of one name")
