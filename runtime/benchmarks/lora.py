@@ -116,6 +116,8 @@ def measure(core: EngineCore, load: Load, digests: list[str], rounds: int) -> tu
         order = (0, 1) if number % 2 else (1, 0)
         for side in order:
             speed = run(core, load, digests if side else [""], seed=2 * number + side)
+            side_name = "adapters" if side else "base"
+            print(f"{load.name}, round {number}, {side_name}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
             if number:
                 sides[side].append(speed)
     return sides

@@ -1,7 +1,9 @@
 """An adapter in the form that is computed with: one block of memory, read once, freed as a whole.
 
 Letters: I inputs, O outputs, R the rank padded to a multiple of 16. A lies as panels `[R / 16, I, 16]`, B, with the
-scale in it, as `[ceil(O / 16), R, 16]`: a vector holds sixteen ranks, or sixteen outputs, and is read in order.
+scale in it, as `[ceil(O / 16), R, 16]`: a vector holds sixteen ranks, or sixteen outputs, and is read in order. In
+bfloat16 two neighbours of the middle dimension stand side by side: `[R / 16, I / 2, 16, 2]`, with I rounded up to an
+even number, and `[ceil(O / 16), R / 2, 16, 2]`; CPUs multiply bfloat16 in such pairs.
 
 Everything here is numpy, so that reading an adapter beside a running engine takes none of torch's threads.
 """
@@ -46,7 +48,7 @@ class Matrices:
 
     @property
     def rank(self) -> int:
-        return int(self.b.shape[1])
+        return int(self.b[0].size) // LANES
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def _lay_out(
     rank = -(-config.rank // LANES) * LANES
     stored = np.dtype(STORED_TYPES[dtype])
     shapes = {
-        name: ((rank // LANES, a.shape[1], LANES), (_panels(b.shape[0]), rank, LANES)) for name, (a, b) in pairs.items()
+        name: (panel_shape(rank, a.shape[1], dtype), panel_shape(b.shape[0], rank, dtype))
+        for name, (a, b) in pairs.items()
     }
     total = sum(int(np.prod(shape)) for both in shapes.values() for shape in both) * stored.itemsize
     memory = np.frombuffer(mmap.mmap(-1, total), dtype=stored)  # zeros; its own mapping, so that freeing it is real
@@ -98,8 +101,8 @@ def _lay_out(
             size = int(np.prod(shape))
             views.append(memory[at : at + size].reshape(shape))
             at += size
-        _fill(views[0], _read(name, a_entry, data).T, dtype)
-        _fill_outputs(views[1], _read(name, b_entry, data, config.scale), dtype)
+        fill_panels(views[0], _read(name, a_entry, data))
+        fill_panels(views[1], _read(name, b_entry, data, config.scale))
         modules[name] = Matrices(views[0], views[1])
     return AdapterImage(digest, total, modules)
 
@@ -112,8 +115,24 @@ def _read_file(path: Path) -> mmap.mmap:
     return data
 
 
-def _panels(count: int) -> int:
-    return -(-count // LANES)
+def panel_shape(lanes: int, middle: int, dtype: str) -> tuple[int, ...]:
+    """The panels of a matrix `[lanes, middle]`."""
+    panels = -(-lanes // LANES)
+    return (panels, -(-middle // 2), LANES, 2) if dtype == "bfloat16" else (panels, middle, LANES)
+
+
+def fill_panels(panels: Array, values_LM: Array) -> None:
+    """Lay out a float32 matrix, lanes first; what lies beyond it stays zero."""
+    lanes, middle = values_LM.shape
+    if panels.ndim == 3:
+        padded = np.zeros((len(panels) * LANES, middle), dtype=np.float32)
+        padded[:lanes] = values_LM
+        panels[...] = padded.reshape(len(panels), LANES, middle).transpose(0, 2, 1)
+        return
+    pairs = panels.shape[1]
+    narrow = np.zeros((len(panels) * LANES, 2 * pairs), dtype=np.uint16)
+    narrow[:lanes, :middle] = narrow_to_bfloat16(values_LM)
+    panels[...] = narrow.reshape(len(panels), LANES, pairs, 2).transpose(0, 2, 1, 3)
 
 
 def _read(module: str, entry: TensorEntry, data: mmap.mmap, scale: float = 1.0) -> Array:
@@ -126,27 +145,6 @@ def _read(module: str, entry: TensorEntry, data: mmap.mmap, scale: float = 1.0) 
     if not np.isfinite(values).all():
         raise invalid(f"the weights of {module} hold infinities or NaN", "train it again")
     return values.reshape(entry.shape)
-
-
-def _fill(panels: Array, values_IR: Array, dtype: str) -> None:
-    """`[I, r]` into `[R / 16, I, 16]`; what lies beyond r stays zero."""
-    for number, panel in enumerate(panels):
-        columns = values_IR[:, number * LANES : (number + 1) * LANES]
-        panel[:, : columns.shape[1]] = _narrow(columns, dtype)
-
-
-def _fill_outputs(panels: Array, values_Or: Array, dtype: str) -> None:
-    """`[O, r]` into `[ceil(O / 16), R, 16]`."""
-    outputs, rank = values_Or.shape
-    whole = outputs // LANES
-    narrow = _narrow(values_Or, dtype)
-    panels[:whole, :rank] = narrow[: whole * LANES].reshape(whole, LANES, rank).transpose(0, 2, 1)
-    if outputs % LANES:
-        panels[whole, :rank, : outputs % LANES] = narrow[whole * LANES :].T
-
-
-def _narrow(values: Array, dtype: str) -> Array:
-    return narrow_to_bfloat16(values) if dtype == "bfloat16" else values
 
 
 def widen(bits: Array) -> Array:

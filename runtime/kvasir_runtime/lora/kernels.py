@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kvasir_runtime.kernels.cpu.library import Library
 from kvasir_runtime.lora.batch import LoraBatch
-from kvasir_runtime.lora.image import Matrices
+from kvasir_runtime.lora.image import Array, Matrices
 
 Parts = list[Matrices | None]
 """One adapter's matrices of a fused layer; None where it does not change a part."""
@@ -57,7 +57,7 @@ class TorchLora:
                 if matrices is None:
                     continue
                 begin, end = int(slots.offsets[part]), int(slots.offsets[part + 1])
-                a_IR, b_RO = unpack(matrices, x_TI.dtype, end - begin)
+                a_IR, b_RO = unpack(matrices.a).T[: x_TI.shape[1]], unpack(matrices.b)[: end - begin].T
                 middle_NR = (x_TI[rows].float() @ a_IR.float()).to(x_TI.dtype)
                 added_NO = middle_NR.float() @ b_RO.float()
                 out_TO[rows, begin:end] = (out_TO[rows, begin:end].float() + added_NO).to(out_TO.dtype)
@@ -96,10 +96,8 @@ class CpuLora:
         )
 
 
-def unpack(matrices: Matrices, dtype: torch.dtype, outputs: int) -> tuple[Tensor, Tensor]:
-    """A as `[I, R]` and B as `[R, O]`."""
-    a, b = (
-        torch.from_numpy(array.view(np.int16)).view(dtype) if dtype is torch.bfloat16 else torch.from_numpy(array)
-        for array in (matrices.a, matrices.b)
-    )
-    return a.transpose(0, 1).flatten(1), b.transpose(0, 1).flatten(1)[:, :outputs]
+def unpack(panels: Array) -> Tensor:
+    """The matrix `[lanes, middle]` that lies in panels, padding included."""
+    if panels.ndim == 3:
+        return torch.from_numpy(panels).transpose(1, 2).flatten(0, 1)
+    return torch.from_numpy(panels.view(np.int16)).view(torch.bfloat16).permute(0, 2, 1, 3).flatten(0, 1).flatten(1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kvasir_runtime.lora.batch import LoraBatch, group_rows
-from kvasir_runtime.lora.image import LANES, Matrices, narrow_to_bfloat16
+from kvasir_runtime.lora.image import LANES, STORED_TYPES, Matrices, fill_panels, panel_shape
 from kvasir_runtime.lora.kernels import CpuLora, LoraSlots, TorchLora
 from tests.kvasir_runtime.kernels import variants
 
@@ -24,14 +24,15 @@ def kernel(request: pytest.FixtureRequest) -> CpuLora:
 
 
 def matrices(rank: int, inputs: int, outputs: int, dtype: torch.dtype, seed: int) -> Matrices:
-    """Random panels; beyond the outputs they are zero, as an image's are."""
-    source = np.random.default_rng(seed)
+    """Random ones, laid out as an image has them."""
+    source, name = np.random.default_rng(seed), str(dtype).removeprefix("torch.")
     padded = -(-rank // LANES) * LANES
-    a = source.standard_normal((padded // LANES, inputs, LANES), np.float32) / inputs**0.5
-    b = source.standard_normal((-(-outputs // LANES), padded, LANES), np.float32) / rank**0.5
-    if outputs % LANES:
-        b[-1, :, outputs % LANES :] = 0
-    return Matrices(*(narrow_to_bfloat16(x) if dtype is torch.bfloat16 else x for x in (a, b)))
+    a, b = source.standard_normal((rank, inputs), np.float32), source.standard_normal((outputs, rank), np.float32)
+    shapes = panel_shape(padded, inputs, name), panel_shape(outputs, padded, name)
+    panels = [np.zeros(shape, dtype=STORED_TYPES[name]) for shape in shapes]
+    fill_panels(panels[0], a / inputs**0.5)
+    fill_panels(panels[1], b / rank**0.5)
+    return Matrices(*panels)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

@@ -1,15 +1,17 @@
 // LoRA: adds B(A x) of each row's own adapter to the output of a linear layer, all adapters of a batch in one call.
 //
 // Letters: N rows that have an adapter, sorted by adapter into groups; P parts of a fused layer (query, key, value); R an
-// adapter's rank, padded to a multiple of LANES. Both matrices lie in panels that are read from beginning to end:
-// A as [R / LANES][inputs][LANES], B as [ceil(outputs / LANES)][R][LANES]. The scale is part of B.
+// adapter's rank, padded to a multiple of LANES. Both matrices lie in panels that are read from beginning to end: A as
+// [R / LANES][inputs][LANES], B as [ceil(outputs / LANES)][R][LANES]. In bfloat16 two neighbouring numbers of the middle
+// dimension stand side by side, [inputs / 2][LANES][2], as the instruction that multiplies pairs wants them. The scale
+// is part of B.
 
 #include "vectors.h"
 
 namespace {
 
 constexpr int LANES = 16;
-constexpr int ROWS = 8;          // computed together: as many sums stay in registers
+constexpr int TOGETHER = 3;      // panels of ranks computed together: with 8 rows, 24 sums in registers
 constexpr int TASK_ROWS = 64;    // rows of one task
 constexpr int TASK_PANELS = 32;  // panels of outputs of one task
 
@@ -31,10 +33,17 @@ struct LoraCall {
     int64_t x_stride, out_stride, groups, parts, inputs, middle_stride;
 };
 
+// Sixteen ranks of a part: their panel of A, and where A x for them goes in a row of `middle`.
+struct RankPanel {
+    const void *a;
+    int64_t column;
+};
+
 struct Task {
     int group, part;
     int64_t first, last;  // rows
-    int64_t panel;        // of the rank (shrink) or the first one of the outputs (expand)
+    int64_t panel;        // the first one: of the group's rank panels (shrink) or of the part's outputs (expand)
+    int count;            // rank panels
 };
 
 inline void store_lanes(float *to, v16 v) { store16(to, v); }
@@ -48,60 +57,77 @@ inline void store_lanes(bf16 *to, v16 v) {
 #endif
 }
 
+// How a panel is read: STEP numbers of the middle dimension at a time.
+template <typename T>
+struct Panel {
+    static constexpr int STEP = 1;
+
+    v16 weights;
+
+    void read(const float *at) { weights = load16(at); }
+
+    v16 add(v16 sum, const float *x) const { return sum + weights * *x; }
+
+    v16 add_last(v16 sum, const float *x) const { return add(sum, x); }
+};
+
+template <>
+struct Panel<bf16> {
+    static constexpr int STEP = 2;
+
 #ifdef __AVX512BF16__
+    __m512bh weights;
 
-// Two rows of a panel as sixteen pairs.
-inline __m512bh pairs_of(const bf16 *rows) {
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (__m512bh)_mm512_permutexvar_epi16(order, _mm512_loadu_si512(rows));
-}
+    void read(const bf16 *at) { weights = (__m512bh)_mm512_loadu_si512(at); }
 
-inline __m512bh pair_everywhere(const bf16 *x) {
-    int32_t pair;
-    std::memcpy(&pair, x, sizeof pair);
-    return (__m512bh)_mm512_set1_epi32(pair);
-}
-
-// sums[r] += the products of `count` numbers of each x[r] with as many rows of a panel. Few rows get several sums each,
-// so that an addition need not wait for the one before.
-template <int R>
-inline void multiply(const bf16 *const *x, const bf16 *panel, int64_t count, v16 *sums) {
-    constexpr int CHAINS = ROWS / R;
-    __m512 chains[R][CHAINS] = {};
-    int64_t k = 0;
-    for (; k + 2 * CHAINS <= count; k += 2 * CHAINS)
-        for (int c = 0; c < CHAINS; c++) {
-            const __m512bh weights = pairs_of(panel + (k + 2 * c) * LANES);
-            for (int r = 0; r < R; r++)
-                chains[r][c] = _mm512_dpbf16_ps(chains[r][c], pair_everywhere(x[r] + k + 2 * c), weights);
-        }
-    for (; k + 2 <= count; k += 2) {
-        const __m512bh weights = pairs_of(panel + k * LANES);
-        for (int r = 0; r < R; r++) chains[r][0] = _mm512_dpbf16_ps(chains[r][0], pair_everywhere(x[r] + k), weights);
+    v16 add(v16 sum, const bf16 *x) const {
+        int32_t pair;
+        std::memcpy(&pair, x, sizeof pair);
+        return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(pair), weights);
     }
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < CHAINS; c++) sums[r] += (v16)chains[r][c];
-    if (k < count)
-        for (int r = 0; r < R; r++) sums[r] += load16(panel + k * LANES) * load(x[r][k]);
-}
 
+    v16 add_last(v16 sum, const bf16 *x) const {
+        return (v16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(x->bits), weights);
+    }
+#else
+    v16u weights;
+
+    void read(const bf16 *at) { std::memcpy(&weights, at, sizeof weights); }
+
+    v16 add(v16 sum, const bf16 *x) const {
+        return sum + v16(weights << 16) * load(x[0]) + v16(weights & 0xffff0000u) * load(x[1]);
+    }
+
+    v16 add_last(v16 sum, const bf16 *x) const { return sum + v16(weights << 16) * load(x[0]); }
 #endif
+};
 
-template <int R, typename T>
-inline void multiply(const T *const *x, const T *panel, int64_t count, v16 *sums) {
-    constexpr int CHAINS = ROWS / R;
-    v16 chains[R][CHAINS] = {};
+// sums[r][q] += the product of row r with panel q. Each row's number is read once for all panels; few sums are split
+// into several chains, so that an addition need not wait for the one before.
+template <int R, int Q, typename T>
+inline void multiply(const T *const *x, const T *const *panels, int64_t count, v16 (*sums)[Q]) {
+    constexpr int STEP = Panel<T>::STEP, CHAINS = R * Q >= 8 ? 1 : 8 / (R * Q), WIDTH = STEP * LANES;
+    v16 chains[CHAINS][R][Q] = {};
+    Panel<T> panel[Q];
     int64_t k = 0;
-    for (; k + CHAINS <= count; k += CHAINS)
+    for (; k + STEP * CHAINS <= count; k += STEP * CHAINS)
         for (int c = 0; c < CHAINS; c++) {
-            const v16 weights = load16(panel + (k + c) * LANES);
-            for (int r = 0; r < R; r++) chains[r][c] += weights * load(x[r][k + c]);
+            const int64_t at = k + STEP * c;
+            for (int q = 0; q < Q; q++) panel[q].read(panels[q] + at / STEP * WIDTH);
+            for (int r = 0; r < R; r++)
+                for (int q = 0; q < Q; q++) chains[c][r][q] = panel[q].add(chains[c][r][q], x[r] + at);
         }
-    for (; k < count; k++)
-        for (int r = 0; r < R; r++) chains[r][0] += load16(panel + k * LANES) * load(x[r][k]);
-    for (int r = 0; r < R; r++)
-        for (int c = 0; c < CHAINS; c++) sums[r] += chains[r][c];
+    for (; k < count; k += STEP) {
+        const bool whole = k + STEP <= count;
+        for (int q = 0; q < Q; q++) panel[q].read(panels[q] + k / STEP * WIDTH);
+        for (int r = 0; r < R; r++)
+            for (int q = 0; q < Q; q++)
+                chains[0][r][q] = whole ? panel[q].add(chains[0][r][q], x[r] + k)
+                                        : panel[q].add_last(chains[0][r][q], x[r] + k);
+    }
+    for (int c = 0; c < CHAINS; c++)
+        for (int r = 0; r < R; r++)
+            for (int q = 0; q < Q; q++) sums[r][q] += chains[c][r][q];
 }
 
 // Calls work(first, constant<R>) for blocks of 8, 4, 2 and 1 rows.
@@ -113,18 +139,26 @@ inline void by_rows(int64_t first, int64_t last, Work work) {
     for (; first < last; first++) work(first, std::integral_constant<int, 1>{});
 }
 
-// middle = A x for one panel of the rank, kept in the type of x.
 template <typename T>
-void shrink(const LoraCall &d, const Task &task, const Matrices &m, int64_t column) {
-    const T *panel = static_cast<const T *>(m.a) + task.panel * d.inputs * LANES;
-    T *middle = reinterpret_cast<T *>(d.middle) + column + task.panel * LANES;
+inline int64_t a_panel_size(const LoraCall &d) {
+    return (d.inputs + Panel<T>::STEP - 1) / Panel<T>::STEP * Panel<T>::STEP * LANES;
+}
+
+// middle = A x for Q panels of ranks, of whatever parts, kept in the type of x.
+template <int Q, typename T>
+void shrink(const LoraCall &d, const Task &task, const RankPanel *wanted) {
+    const T *panels[Q];
+    for (int q = 0; q < Q; q++) panels[q] = static_cast<const T *>(wanted[q].a);
     by_rows(task.first, task.last, [&](int64_t first, auto size) {
         constexpr int R = decltype(size)::value;
         const T *x[R];
-        v16 sums[R] = {};
+        v16 sums[R][Q] = {};
         for (int r = 0; r < R; r++) x[r] = static_cast<const T *>(d.x) + d.rows[first + r] * d.x_stride;
-        multiply<R>(x, panel, d.inputs, sums);
-        for (int r = 0; r < R; r++) store_lanes(middle + (first + r) * d.middle_stride, sums[r]);
+        multiply<R, Q>(x, panels, d.inputs, sums);
+        for (int r = 0; r < R; r++)
+            for (int q = 0; q < Q; q++)
+                store_lanes(reinterpret_cast<T *>(d.middle) + (first + r) * d.middle_stride + wanted[q].column,
+                            sums[r][q]);
     });
 }
 
@@ -134,56 +168,77 @@ void expand(const LoraCall &d, const Task &task, const Matrices &m, int64_t colu
     const int64_t begin = d.offsets[task.part], size = d.offsets[task.part + 1] - begin;
     const int64_t panels = (size + LANES - 1) / LANES, end = std::min(task.panel + TASK_PANELS, panels);
     const T *middle = reinterpret_cast<const T *>(d.middle) + column;
-    for (int64_t panel = task.panel; panel < end; panel++) {
-        const T *weights = static_cast<const T *>(m.b) + panel * m.rank * LANES;
-        const int64_t at = panel * LANES, width = std::min<int64_t>(LANES, size - at);
-        by_rows(task.first, task.last, [&](int64_t first, auto count) {
-            constexpr int R = decltype(count)::value;
-            const T *y[R];
-            v16 sums[R] = {};
-            for (int r = 0; r < R; r++) y[r] = middle + (first + r) * d.middle_stride;
-            multiply<R>(y, weights, m.rank, sums);
+    by_rows(task.first, task.last, [&](int64_t first, auto count) {
+        constexpr int R = decltype(count)::value, STEP = Panel<T>::STEP;
+        const T *y[R];
+        T *out[R];
+        for (int r = 0; r < R; r++) {
+            y[r] = middle + (first + r) * d.middle_stride;
+            out[r] = static_cast<T *>(d.out) + d.rows[first + r] * d.out_stride + begin;
+        }
+        for (int64_t number = task.panel; number < end; number++) {
+            const T *weights = static_cast<const T *>(m.b) + number * m.rank * LANES;
+            const int64_t at = number * LANES, width = std::min<int64_t>(LANES, size - at);
+            v16 sums[R];
             for (int r = 0; r < R; r++) {
-                T *to = static_cast<T *>(d.out) + d.rows[first + r] * d.out_stride + begin + at;
                 if (width == LANES)
-                    store_lanes(to, load16(to) + sums[r]);
+                    sums[r] = load16(out[r] + at);
                 else
-                    for (int i = 0; i < width; i++) store(to[i], load(to[i]) + sums[r][i]);
+                    for (int i = 0; i < LANES; i++) sums[r][i] = i < width ? load(out[r][at + i]) : 0.0f;
             }
-        });
-    }
+            Panel<T> panel;
+            for (int64_t k = 0; k < m.rank; k += STEP) {
+                panel.read(weights + k * LANES);
+                for (int r = 0; r < R; r++) sums[r] = panel.add(sums[r], y[r] + k);
+            }
+            for (int r = 0; r < R; r++) {
+                if (width == LANES)
+                    store_lanes(out[r] + at, sums[r]);
+                else
+                    for (int i = 0; i < width; i++) store(out[r][at + i], sums[r][i]);
+            }
+        }
+    });
 }
 
 template <typename T>
 void lora(const LoraCall &d, int threads) {
     std::vector<Task> shrinks, expands;
+    std::vector<RankPanel> panels;
     std::vector<int64_t> columns(d.groups * d.parts);  // where a part's numbers begin in a row of `middle`
     for (int g = 0; g < d.groups; g++) {
-        int64_t column = 0;
+        const int64_t first_panel = panels.size();
         for (int p = 0; p < d.parts; p++) {
-            const int64_t rank = d.table[d.slots[g] * d.parts + p].rank;
-            columns[g * d.parts + p] = column;
-            column += rank;
-            if (rank == 0) continue;
-            const int64_t panels = (d.offsets[p + 1] - d.offsets[p] + LANES - 1) / LANES;
-            for (int64_t first = d.starts[g]; first < d.starts[g + 1]; first += TASK_ROWS) {
-                const int64_t last = std::min<int64_t>(first + TASK_ROWS, d.starts[g + 1]);
-                for (int64_t panel = 0; panel < rank / LANES; panel++) shrinks.push_back({g, p, first, last, panel});
-                for (int64_t panel = 0; panel < panels; panel += TASK_PANELS)
-                    expands.push_back({g, p, first, last, panel});
+            const Matrices &m = d.table[d.slots[g] * d.parts + p];
+            columns[g * d.parts + p] = (panels.size() - first_panel) * LANES;
+            for (int64_t i = 0; i < m.rank / LANES; i++)
+                panels.push_back({static_cast<const T *>(m.a) + i * a_panel_size<T>(d),
+                                  int64_t(panels.size() - first_panel) * LANES});
+        }
+        const int64_t end_panel = panels.size();
+        for (int64_t first = d.starts[g]; first < d.starts[g + 1]; first += TASK_ROWS) {
+            const int64_t last = std::min<int64_t>(first + TASK_ROWS, d.starts[g + 1]);
+            for (int64_t panel = first_panel; panel < end_panel; panel += TOGETHER)
+                shrinks.push_back({g, 0, first, last, panel, int(std::min<int64_t>(TOGETHER, end_panel - panel))});
+            for (int p = 0; p < d.parts; p++) {
+                if (d.table[d.slots[g] * d.parts + p].rank == 0) continue;
+                const int64_t count = (d.offsets[p + 1] - d.offsets[p] + LANES - 1) / LANES;
+                for (int64_t panel = 0; panel < count; panel += TASK_PANELS)
+                    expands.push_back({g, p, first, last, panel, 0});
             }
         }
     }
-    const int64_t first_count = shrinks.size(), second_count = expands.size();
+    const int64_t shrink_count = shrinks.size(), expand_count = expands.size();
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < first_count; i++) {
+        for (int64_t i = 0; i < shrink_count; i++) {
             const Task &t = shrinks[i];
-            shrink<T>(d, t, d.table[d.slots[t.group] * d.parts + t.part], columns[t.group * d.parts + t.part]);
+            const RankPanel *wanted = panels.data() + t.panel;
+            t.count == 3 ? shrink<3, T>(d, t, wanted) : t.count == 2 ? shrink<2, T>(d, t, wanted) : shrink<1, T>(d, t, wanted);
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < second_count; i++) {
+        for (int64_t i = 0; i < expand_count; i++) {
             const Task &t = expands[i];
             expand<T>(d, t, d.table[d.slots[t.group] * d.parts + t.part], columns[t.group * d.parts + t.part]);
         }
