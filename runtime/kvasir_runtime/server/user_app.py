@@ -62,7 +62,7 @@ def build_user_app(service: Service) -> ASGIApp:
     _add_adapters(app, service)
     _add_tokenizer(app, service)
     _add_state(app, service)
-    gate = UserGate(service.api_keys, service.args.max_streams_per_key)
+    gate = UserGate(service.api_keys, service.args.max_streams_per_key, service.admin_tokens)
     return RequestScope(app, gate, lambda: service.lifecycle.draining)
 
 
