@@ -55,6 +55,8 @@ class Request:
     hash_root: bytes | None = None
     """First link of the chain of block hashes; None when this request's blocks are not to be shared."""
     num_registered_blocks: int = 0
+    num_released_blocks: int = 0
+    """Blocks at the beginning that every layer's window has passed: null blocks stand for them."""
     num_sent_blocks: int = 0
     followers: list["Request"] = field(default_factory=list)
     """Continuations 1..n-1 of the same prompt: queued once this one's prompt is computed, to share its blocks."""

@@ -155,6 +155,7 @@ class Scheduler:
             assert request is not None, seat
             request.num_computed_tokens += output.num_new_tokens[row]
             self.kv.register_computed(request)
+            self.kv.release_unseen(request)
             if not output.samples[row]:
                 continue
             request.append(next(tokens))

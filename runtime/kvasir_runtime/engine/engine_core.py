@@ -56,7 +56,14 @@ class EngineCore:
         self._runner = loaded.runner
         self._eos_token_ids = loaded.resolved.eos_token_ids
         heat = PrefixHeat(loaded.ready.block_size) if config.cache.prefix_caching else None
-        kv = KVCacheManager(loaded.ready.num_blocks, loaded.ready.block_size, config.cache.eviction_policy, heat)
+        kv = KVCacheManager(
+            loaded.ready.num_blocks,
+            loaded.ready.block_size,
+            config.cache.eviction_policy,
+            heat,
+            window=loaded.resolved.decoder.widest_window,
+            step_tokens=config.scheduler.max_num_batched_tokens,
+        )
         self._sleeper = Sleeper(loaded.runner, config, loaded.ready.model_digest)
         self._pins: dict[str, float] = {}
         self._adapters = self._make_adapters(loaded)

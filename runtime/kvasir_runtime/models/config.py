@@ -63,6 +63,12 @@ class DecoderConfig:
     embedding_scale: float = 1.0
     moe: MoeConfig | None = None
 
+    @property
+    def widest_window(self) -> int | None:
+        """So many tokens, itself included, a token sees at most in any layer; None where a layer has no window."""
+        widths = [window for window in self.windows if window is not None]
+        return max(widths) if len(widths) == len(self.windows) else None
+
 
 class HFConfig:
     """The dictionary of a `config.json`, read key by key; a bad value is an error that names the key."""

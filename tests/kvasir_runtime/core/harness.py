@@ -95,7 +95,8 @@ class Harness:
         return list(request.token_ids[request.num_prompt_tokens :])
 
     def _compute(self, request: Request, start: int, count: int) -> None:
-        for position in range(start + count):
+        window = self.scheduler.kv.window
+        for position in range(0 if window is None else max(0, start + 1 - window), start + count):
             slot = self._slot(request, position)
             prefix = request.token_ids[: position + 1].tobytes()
             if position >= start:
@@ -111,8 +112,14 @@ class Harness:
 
 
 def make_harness(
-    num_blocks: int = 64, block_size: int = 4, max_model_len: int = 64, eviction: str = "lru", **config: Any
+    num_blocks: int = 64,
+    block_size: int = 4,
+    max_model_len: int = 64,
+    eviction: str = "lru",
+    window: int | None = None,
+    **config: Any,
 ) -> Harness:
-    kv = KVCacheManager(num_blocks, block_size, eviction)  # type: ignore[arg-type]
     settings = {"max_num_seqs": 8, "max_num_batched_tokens": 16} | config
+    step_tokens = settings["max_num_batched_tokens"]
+    kv = KVCacheManager(num_blocks, block_size, eviction, window=window, step_tokens=step_tokens)  # type: ignore[arg-type]
     return Harness(Scheduler(SchedulerConfig(**settings), kv), max_model_len)

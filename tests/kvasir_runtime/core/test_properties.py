@@ -34,11 +34,19 @@ class SchedulerMachine(RuleBasedStateMachine):
         prefer_prefill=st.booleans(),
         max_num_seqs=st.integers(1, 6),
         budget=st.integers(1, 24),
+        window=st.sampled_from([None, None, 1, 5, 8, 9, 14]),
     )
     def start(
-        self, num_blocks: int, policy: Any, eviction: Any, prefer_prefill: bool, max_num_seqs: int, budget: int
+        self,
+        num_blocks: int,
+        policy: Any,
+        eviction: Any,
+        prefer_prefill: bool,
+        max_num_seqs: int,
+        budget: int,
+        window: int | None,
     ) -> None:
-        kv = KVCacheManager(num_blocks, BLOCK_SIZE, eviction)
+        kv = KVCacheManager(num_blocks, BLOCK_SIZE, eviction, window=window, step_tokens=budget)
         config = SchedulerConfig(max_num_seqs, budget, policy, prefer_prefill)
         self.harness = Harness(Scheduler(config, kv), MAX_MODEL_LEN)
         self.expected: dict[str, list[int]] = {}
@@ -122,10 +130,16 @@ def longest_cached(harness: Harness, request: Any) -> int:
     for block in range(1, pool.num_blocks):
         if pool.hash_of(block) is not None:
             contents.add(harness.written[block * BLOCK_SIZE + BLOCK_SIZE - 1])
-    length = 0
-    while length + BLOCK_SIZE < request.num_tokens and request.token_ids[: length + BLOCK_SIZE].tobytes() in contents:
-        length += BLOCK_SIZE
-    return length
+    window = harness.scheduler.kv.window
+    there = [
+        request.token_ids[: length + BLOCK_SIZE].tobytes() in contents
+        for length in range(0, request.num_tokens - BLOCK_SIZE, BLOCK_SIZE)
+    ]
+    for blocks in range(len(there), 0, -1):
+        first = 0 if window is None else max(0, blocks * BLOCK_SIZE + 1 - window) // BLOCK_SIZE
+        if all(there[first:blocks]):
+            return blocks * BLOCK_SIZE
+    return 0
 
 
 SchedulerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

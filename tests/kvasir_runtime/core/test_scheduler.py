@@ -77,6 +77,61 @@ def test_continuations_share_the_prompts_blocks() -> None:
     harness.scheduler.check_integrity()
 
 
+def test_blocks_behind_the_window_are_given_back() -> None:
+    """With a window of 9 a sequence holds the blocks of its last 8 tokens and of the next; the others stay findable."""
+    harness = make_harness(window=9, max_num_batched_tokens=8)
+    (first,) = harness.add("first", tokens(0, 24), max_tokens=12)
+    held = []
+    while harness.scheduler.has_work():
+        harness.step()
+        held.append(sum(block != 0 for block in first.block_ids))
+        harness.scheduler.check_integrity()
+    assert max(held) == 3  # the 8 tokens before the next lie in three blocks at most
+    assert harness.output_of("first") == expected_output(tokens(0, 24), 12)
+    (second,) = harness.add("second", [*tokens(0, 24), 7], max_tokens=3)
+    harness.step()
+    assert (second.num_cached_tokens, second.block_ids[:4], len(second.block_ids)) == (24, [0, 0, 0, 0], 7)
+    harness.run()
+    assert harness.output_of("second") == expected_output([*tokens(0, 24), 7], 3)
+
+
+def test_a_prefix_behind_the_window_need_not_be_cached() -> None:
+    """Blocks that were evicted in front do no harm; one that is missing within the window shortens the hit."""
+    harness = make_harness(window=9, max_num_batched_tokens=64)
+    harness.add("first", tokens(0, 33), max_tokens=1)
+    harness.run()
+    (request,) = harness.add("again", tokens(0, 33), max_tokens=1)
+    pool, kv = harness.scheduler.kv.pool, harness.scheduler.kv
+    assert len(kv.find_cached(request)) == 8
+    hashes = list(request.block_hashes)
+    for gone, expected in ((0, 8), (5, 8), (6, 5), (1, 5), (3, 0)):
+        block = pool.find(hashes[gone])
+        assert block is not None
+        pool._forget(block)
+        pool.num_cached_free -= 1
+        found = kv.find_cached(request)
+        assert len(found) == expected, gone
+        assert [pool.hash_of(block) for block in found if block] == hashes[
+            len(found) - sum(map(bool, found)) : len(found)
+        ]
+
+
+def test_long_prompts_need_blocks_for_window_and_step_alone() -> None:
+    """Three prompts of 48 tokens run side by side in 16 blocks, where without a window only one would fit."""
+    for window, running in ((9, 3), (None, 1)):
+        harness = make_harness(num_blocks=17, window=window, max_num_batched_tokens=8, max_model_len=64)
+        for number in range(3):
+            harness.add(str(number), tokens(100 * number, 48), max_tokens=16)
+        most = 0
+        while harness.scheduler.has_work():
+            harness.step()
+            most = max(most, len(harness.scheduler.running))
+            harness.scheduler.check_integrity()
+        assert most == running
+        for number in range(3):
+            assert harness.output_of(str(number)) == expected_output(tokens(100 * number, 48), 16)
+
+
 def test_the_last_in_order_is_preempted_and_its_output_is_unchanged() -> None:
     """Without a free block the youngest gives way, keeps its place, is computed again and says the same."""
     harness = make_harness(num_blocks=9, max_model_len=32)  # 8 usable blocks of 4
