@@ -2,13 +2,25 @@
 
 import inspect
 import re
+from types import ModuleType
 
 import pytest
 
 from kvasir_operator import metrics
 from kvasir_operator.api.crd import ROOT
 from kvasir_operator.placement import assessment
-from kvasir_operator.planning import drain, failures, gates, inspecting, placing, state, verdicts
+from kvasir_operator.planning import (
+    drain,
+    failures,
+    gates,
+    inspecting,
+    placing,
+    revisions,
+    room,
+    state,
+    trial,
+    verdicts,
+)
 
 README = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
 
@@ -53,6 +65,14 @@ def table_in(text: str) -> str:
     return compact("\n".join(line for line in text.splitlines() if line.lstrip("# ").startswith("|")))
 
 
+def table_above(module: ModuleType, function: str) -> str:
+    """The table in the comment above a function."""
+    above = inspect.getsource(module).partition(f"\ndef {function}(")[0]
+    table = re.search(r"(?:^# \|.*\n?)+\Z", above, re.MULTILINE)
+    assert table is not None, f"no table above {function}"
+    return compact(table[0])
+
+
 def metrics_table() -> str:
     """Every series of the operator, in the order of the code."""
     rows = []
@@ -70,6 +90,9 @@ RENDERED = {
     "failures": failure_table(),
     "conditions": condition_tables(),
     "stages": table_in(inspect.getsource(state.Pod)),
+    "target": table_above(revisions, "choose_target"),
+    "trial": table_above(trial, "judge"),
+    "room": table_in(room.__doc__ or ""),
     "gates": table_in(gates.__doc__ or ""),
     "drain": table_in(drain.__doc__ or ""),
     "inspecting": table_in(inspecting.__doc__ or ""),
