@@ -33,6 +33,7 @@ from kvasir_runtime.model_files import read_model_folder
 ENGINE_FLAGS: Final = (
     *("model", "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
     *("kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization"),
+    *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank"),
 )
 REPORT_ATTEMPTS: Final = 4
 """Tries in a row at a source that does not answer: some seconds, since a pod, or a person, waits."""
