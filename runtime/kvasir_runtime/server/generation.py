@@ -218,9 +218,10 @@ class Generation:
                 self.cached_tokens += output.cached_tokens or 0
             choice = self.choices[self._first_choice[output.request_id] + output.index]
             if choice.finish_reason is None:  # else a stop string ended it and this was on its way
-                yield choice.take(output)
-                if choice.finish_reason is not None and output.finish_reason is None:
+                delta = choice.take(output)
+                if delta.finish_reason is not None and output.finish_reason is None:
                     self._service.engine.abort_sequence(output.request_id, output.index)
+                yield delta
 
     def _request(self, number: int, prompt: Prompt, options: dict[str, Any]) -> EngineRequest:
         request_id = self._service.next_engine_id()

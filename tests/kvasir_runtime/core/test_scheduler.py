@@ -290,8 +290,8 @@ def test_low_priorities_wait_no_longer_than_the_bound(prefer_prefill: bool, num_
         assert steps <= 180 or f"urgent {steps - 1}" not in ahead
     assert harness.scheduler.preemptions > 0 or num_blocks == 40
     for name, request in watched.items():
-        prompt = list(request.token_ids[: request.num_prompt_tokens])
-        assert harness.output_of(name) == expected_output(prompt, request.max_output_tokens)
+        asked = list(request.token_ids[: request.num_prompt_tokens])
+        assert harness.output_of(name) == expected_output(asked, request.max_output_tokens)
 
 
 def count_operations(work: Callable[[], object]) -> int:
