@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 _MAX_MESSAGE: Final = 400
+_TOO_COMPLEX: Final = ("ParserTooComplex", "LexerTooComplex")
 
 
 class GrammarError(ValueError):
@@ -86,7 +87,10 @@ class GrammarBackend:
         if start.is_error():
             raise GrammarError(f"cannot be compiled: {shorten(start.get_error())}")
         probe = start.deep_copy()
-        if not any(probe.compute_bitmask()) or probe.is_error():  # this also does the lexer's first work
+        allowed = any(probe.compute_bitmask())  # this also does the lexer's first work
+        if probe.stop_reason() in _TOO_COMPLEX:
+            raise GrammarError(f"is too complex: {shorten(probe.get_error())}")
+        if not allowed or probe.is_error():
             raise GrammarError("cannot be satisfied: no text matches it")
         return Grammar(self, start)
 

@@ -100,7 +100,8 @@ def hold_ends(follower: _Follower, allowed_B: Bits, position: int) -> Bits:
 
 def forbid(logits_RV: Tensor, rows: list[int], bits_RB: Tensor) -> None:
     """Set to -inf, in place, each of `rows`' logits whose bit is not set."""
-    shifts_8 = torch.arange(8, dtype=torch.uint8)
+    bits_RB = bits_RB.to(logits_RV.device, non_blocking=True)
+    shifts_8 = torch.arange(8, dtype=torch.uint8, device=logits_RV.device)
     allowed_RV = ((bits_RB[:, :, None] >> shifts_8) & 1).flatten(1)[:, : logits_RV.shape[1]].bool()
     if len(rows) == len(logits_RV):
         logits_RV.masked_fill_(~allowed_RV, float("-inf"))

@@ -1,8 +1,11 @@
 """Constraints through the real engine and the committed model: what ends by itself matches, whatever else is asked."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,6 +215,41 @@ def test_depth_ends_nothing(engine: LLMEngine) -> None:
     assert one.finish_reason is FinishReason.STOP
     (one,) = run(engine, Constraint("grammar", parens))
     assert one.finish_reason is FinishReason.ERROR
+
+
+def test_a_state_too_complex_to_go_on_from(engine: LLMEngine) -> None:
+    """It ends the request with the reason and the field, not the others beside it."""
+    deep = '("a"{1000}){1000}'
+    (one,) = run(engine, Constraint("grammar", f"start: {deep}"))
+    assert one.finish_reason is FinishReason.ERROR
+    bad = SamplingParams(constraint=Constraint("grammar", f'start: "x" {deep}', field="f"), max_tokens=20)
+    good = SamplingParams(constraint=Constraint("regex", "[ab]{30}"), max_tokens=40)
+    engine.core.add_request(EngineRequest("bad", [1, 2], bad, 0.0))
+    engine.core.add_request(EngineRequest("good", [1, 2], good, 0.0))
+    outputs = []
+    while engine.core.has_work():
+        outputs += engine.core.step().outputs
+    last = {one.request_id: one for one in outputs}
+    assert (last["bad"].finish_reason, last["bad"].error_field) == (FinishReason.ERROR, "f")
+    assert "too complex to go on from" in last["bad"].error
+    assert last["good"].finish_reason is FinishReason.STOP
+    engine.core.check_integrity()
+
+
+def test_without_the_library() -> None:
+    """The engine starts without it; a constraint is refused with its name."""
+    code = """
+import sys
+sys.modules["llguidance"] = None
+import kvasir_runtime.engine.engine_core, kvasir_runtime.worker.sampler
+from pathlib import Path
+from kvasir_runtime.structured.constraint import Constraint
+from kvasir_runtime.structured.grammar import GrammarBackend
+GrammarBackend(Path("."), 10, [1]).compile(Constraint("regex", "a"))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3] / "runtime")}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment)
+    assert "GrammarError: cannot be honoured: structured output needs the package llguidance" in done.stderr
 
 
 def test_thousands_of_choices(engine: LLMEngine, tokenizer: Tokenizer) -> None:

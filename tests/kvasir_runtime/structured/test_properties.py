@@ -137,7 +137,8 @@ def test_what_ends_is_valid(
 
 
 @pytest.mark.slow
-@settings(GENERATION, max_examples=400)
+@pytest.mark.timeout(900)
+@settings(GENERATION, max_examples=200)
 @given(st.lists(SCHEMAS, min_size=1, max_size=6), st.integers(0, 2**32), st.sampled_from([0.0, 0.8, 2.0]))
 def test_what_ends_is_valid_thoroughly(
     engine: LLMEngine, tokenizer: Tokenizer, schemas: list[Schema], seed: int, temperature: float
