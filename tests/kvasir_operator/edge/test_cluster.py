@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from kvasir_operator.cluster import MERGE_PATCH, PODS, SERVICES_OF_OURS, Cluster, Kind
+from kvasir_operator.cluster import BUDGETS, MERGE_PATCH, PODS, SERVICES_OF_OURS, Cluster, Kind
 from kvasir_operator.errors import ApiError, LeadershipLostError
 from tests.kvasir_operator.edge.conftest import Recorder
 
@@ -35,6 +35,19 @@ def test_paths() -> None:
     assert PODS.path("n", "p", "status") == "/api/v1/namespaces/n/pods/p/status"
     assert SERVICES_OF_OURS.path("n") == "/apis/kvasir.dev/v1alpha1/namespaces/n/inferenceservices"
     assert Kind("a/v1", "things").path("", "x") == "/apis/a/v1/things/x"
+
+
+@pytest.mark.parametrize("version", ["policy/v1beta1", "policy/v1"])
+async def test_the_served_version_of_a_group_is_found_out(server: Recorder, cluster: Cluster, version: str) -> None:
+    """Budgets were v1beta1 before Kubernetes 1.21; other kinds are asked for as they are."""
+    server.answers = [web.json_response({"preferredVersion": {"groupVersion": version}}), web.json_response({})]
+    await cluster.discover(BUDGETS)
+    await cluster.get(BUDGETS, "n", "x")
+    assert [request["path"] for request in server.requests] == [
+        "/apis/policy",
+        f"/apis/{version}/namespaces/n/poddisruptionbudgets/x",
+    ]
+    assert (cluster.version_of(BUDGETS), cluster.version_of(PODS)) == (version, "v1")
 
 
 async def test_lists_come_in_pages(server: Recorder, cluster: Cluster) -> None:

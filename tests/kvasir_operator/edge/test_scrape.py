@@ -79,3 +79,29 @@ async def test_drain_and_undrain(server: Recorder, scraper: Scraper) -> None:
     with pytest.raises(PodError, match="HTTP 409 ends") as caught:
         await scraper.undrain("127.0.0.1", "secret")
     assert caught.value.status == 409
+
+
+async def test_a_prompt_is_scored_at_the_user_port(
+    server: Recorder, scraper: Scraper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt's own tokens, with our token; the one that was generated is left out."""
+    monkeypatch.setattr(names, "USER_PORT", server.port)
+    logprobs = {"tokens": ["", "b", "c"], "token_logprobs": [None, -1.5, -0.5], "top_logprobs": [], "text_offset": []}
+    server.answers = [web.json_response({"choices": [{"logprobs": logprobs}], "usage": {"prompt_tokens": 2}})]
+    found = await scraper.score("127.0.0.1", "secret", "tiny", "a b")
+    assert (found.tokens, found.logprobs) == (("", "b"), (None, -1.5))
+    assert server.requests[0]["path"] == "/v1/completions"
+    assert server.requests[0]["headers"]["Authorization"] == "Bearer secret"
+    sent = json.loads(server.requests[0]["body"])
+    assert (sent["prompt"], sent["echo"], sent["logprobs"]) == ("a b", True, 0)
+
+
+@pytest.mark.parametrize("answer", [{"choices": [], "usage": {"prompt_tokens": 1}}, {"choices": [{"logprobs": None}]}])
+async def test_an_answer_without_log_probabilities_is_an_error(
+    server: Recorder, scraper: Scraper, monkeypatch: pytest.MonkeyPatch, answer: dict[str, object]
+) -> None:
+    """Which is tried again, and shown."""
+    monkeypatch.setattr(names, "USER_PORT", server.port)
+    server.answers = [web.json_response(answer)]
+    with pytest.raises(PodError, match="no log-probabilities"):
+        await scraper.score("127.0.0.1", "secret", "tiny", "a b")

@@ -65,6 +65,32 @@ def test_next_step(new, old, draining, wanted, bounds, create, remove):
 
 
 @pytest.mark.parametrize(
+    ("new", "old", "wanted", "bounds", "more", "expected"),
+    [
+        # A canary of one in four: three old ones stay.
+        ("", "ssss", 4, SURGE, {"quota": 1, "keep": 3}, (1, [], 0)),
+        ("s", "ssss", 4, SURGE, {"quota": 1, "keep": 3}, (0, ["old-0"], 0)),
+        ("s", "sss", 4, SURGE, {"quota": 1, "keep": 3}, (0, [], 0)),
+        # One that stands beside the only replica.
+        ("s", "s", 1, SURGE, {"quota": 1, "keep": 1}, (0, [], 0)),
+        # New pods fail: no more of them, and what is missing is of the old revision.
+        ("x", "s", 2, SURGE, {"quota": 1, "mend": True}, (0, [], 1)),
+        ("x", "ss", 2, SURGE, {"quota": 1, "mend": True}, (0, [], 0)),
+        ("x", "s.", 2, SURGE, {"quota": 1, "mend": True}, (0, [], 0)),
+        ("x", "s..", 2, SURGE, {"quota": 1, "mend": True}, (0, ["old-1"], 0)),
+        ("x", "s", 2, IN_PLACE, {"quota": 1, "mend": True}, (0, [], 0)),
+        # Of three wanted replicas one can never run: it is not waited for.
+        ("", "ss", 3, Bounds(1, 1, 0), {"quota": 0}, (0, [], 0)),
+        ("", "ss", 3, Bounds(1, 1, 1), {"quota": 0}, (0, ["old-0"], 0)),
+    ],
+)
+def test_steps_with_less_trust(new, old, wanted, bounds, more, expected):
+    """A share for the new revision, old ones that stay, and gaps that are mended."""
+    step = next_step(replicas(new, "new"), replicas(old, "old"), 0, wanted, bounds, **more)
+    assert (step.create, [each.name for each in step.remove], step.mend) == expected
+
+
+@pytest.mark.parametrize(
     ("spec", "bounds"),
     [
         ({}, Bounds(1, 0)),
