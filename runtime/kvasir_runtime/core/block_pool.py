@@ -15,8 +15,8 @@ request wait or fail; it is only taken last, when no other free block is left.
 
 import math
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Final, Literal
 
 NULL_BLOCK: Final = 0
@@ -167,10 +167,13 @@ class BlockPool:
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Compare the books with the sequences' block tables. Raises AssertionError; costs O(blocks)."""
-        expected = Counter(block for table in tables for block in table)
-        expected[NULL_BLOCK] += 1
-        for block, count in enumerate(self.ref_counts):
-            assert count == expected[block], f"block {block} has {count} references, {expected[block]} tables name it"
+        expected = array("i", [0]) * self.num_blocks
+        for block in chain([NULL_BLOCK], *tables):
+            expected[block] += 1
+        if expected != self.ref_counts:
+            block = next(block for block, count in enumerate(self.ref_counts) if count != expected[block])
+            msg = f"block {block} has {self.ref_counts[block]} references, {expected[block]} tables name it"
+            raise AssertionError(msg)
         free = list(self.free_blocks())
         assert len(free) == len(set(free)) == self.num_free, "the free lists and their count differ"
         assert not any(self.ref_counts[block] for block in free), "a referenced block is in a free list"

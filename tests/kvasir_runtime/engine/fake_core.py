@@ -113,6 +113,9 @@ class FakeCore:
     def is_waiting(self) -> bool:
         return False
 
+    def check_when_idle(self, now: float) -> None:
+        """There are no books."""
+
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 

@@ -154,6 +154,30 @@ def test_abort_and_duplicate_ids(engine: LLMEngine) -> None:
     core.check_integrity()
 
 
+def test_an_idle_engine_checks_its_books(engine: LLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once after work, not while there is some, not oftener than every ten seconds, and what is wrong comes out."""
+    core, checks = engine.core, []
+    check = core.check_integrity
+    monkeypatch.setattr(core, "check_integrity", lambda: (checks.append(1), check()))
+    start = time.monotonic() + 100.0
+    engine.generate([[5] * 20], SamplingParams(max_tokens=2))
+    core.check_when_idle(start)
+    core.check_when_idle(start + 20.0)
+    assert len(checks) == 1
+    core.add_request(request("busy", [5] * 20, max_tokens=2))
+    core.step()
+    core.check_when_idle(start + 40.0)
+    assert len(checks) == 1
+    while core.has_work():
+        core.step()
+    core.check_when_idle(start + 5.0)
+    assert len(checks) == 1
+    core._scheduler.kv.pool.ref_counts[3] += 1
+    with pytest.raises(AssertionError, match="block 3 has 1 references, 0 tables name it"):
+        core.check_when_idle(start + 60.0)
+    core._scheduler.kv.pool.ref_counts[3] -= 1
+
+
 def test_stats_count(engine: LLMEngine) -> None:
     """Queue, blocks and counters before, during and after a request."""
     core = engine.core
