@@ -86,7 +86,8 @@ def next_step(
 
 def fails(pod: Pod) -> bool:
     """Whether a pod that does not serve has failed where it runs; one that waits for a node has not."""
-    return bool(pod.node) and pod.stage is not Stage.SERVING and failure_of(pod) is not None
+    failed = pod.in_crash_loop or failure_of(pod) is not None
+    return failed and bool(pod.node) and pod.stage is not Stage.SERVING
 
 
 def _spared(old: list[Pod], spare: int) -> list[Pod]:
