@@ -58,7 +58,7 @@ class KVCacheManager:
             return []
         extend_block_hashes(request.block_hashes, request.hash_root, request.token_ids, self.block_size)
         block_hashes = request.block_hashes[: (request.num_tokens - 1) // self.block_size]
-        return self._find_run(block_hashes) if self.window is None else self._find_window(block_hashes)
+        return self._find(block_hashes)
 
     def can_admit(self, request: Request, cached: list[int], spare: int) -> bool:
         """Whether the whole of `request` fits beside what runs, with `spare` blocks left for that to grow."""
@@ -118,12 +118,13 @@ class KVCacheManager:
 
     def pin(self, request: Request, until: float) -> None:
         """Let the computed blocks of a prompt outlive others in the cache until then, its first blocks first."""
-        blocks = self._find_run(request.block_hashes[: request.num_prompt_tokens // self.block_size])
+        found = self._find(request.block_hashes[: request.num_prompt_tokens // self.block_size])
+        blocks = [block for block in found if block != NULL_BLOCK]
         self.pool.pin(blocks, until, int(self.pool.num_usable * PINNED_SHARE))
 
-    def count_cached(self, block_hashes: Iterable[bytes]) -> int:
-        """How many blocks of a chain, from its beginning on, are in the cache."""
-        return len(self._find_run(block_hashes))
+    def count_cached(self, block_hashes: Sequence[bytes]) -> int:
+        """How many blocks of a chain, from its beginning on, a request would find in the cache."""
+        return len(self._find(block_hashes))
 
     def free(self, request: Request) -> None:
         """Give back all blocks of `request`; harmless when it has none."""
@@ -148,6 +149,9 @@ class KVCacheManager:
             )
             for block in request.block_ids[max(request.num_registered_blocks, request.num_released_blocks) :]:
                 assert self.pool.ref_counts[block] == 1, f"{request.request_id} would write shared block {block}"
+
+    def _find(self, block_hashes: Sequence[bytes]) -> list[int]:
+        return self._find_run(block_hashes) if self.window is None else self._find_window(block_hashes)
 
     def _find_run(self, block_hashes: Iterable[bytes]) -> list[int]:
         found: list[int] = []

@@ -401,3 +401,15 @@ def test_pinned_blocks_never_keep_a_request_waiting() -> None:
     assert pool.num_pinned == 0
     harness.run()
     harness.scheduler.check_integrity()
+
+
+def test_with_a_window_only_what_will_be_seen_is_pinned() -> None:
+    """Of a warmed prompt of 32 tokens with a window of 9, the two blocks that the next token sees."""
+    harness = make_harness(window=9, max_num_batched_tokens=64)
+    (warm,) = harness.add("warm", tokens(0, 32), max_tokens=1, background=True)
+    harness.run()
+    kv = harness.scheduler.kv
+    kv.pin(warm, until=1e9)
+    assert kv.pool.num_pinned == 2
+    assert kv.count_cached(warm.block_hashes[:8]) == 8
+    harness.scheduler.check_integrity()
