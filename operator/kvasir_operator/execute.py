@@ -15,7 +15,17 @@ from typing import Any, Final
 from kvasir_operator import metrics
 from kvasir_operator.api.base import format_time
 from kvasir_operator.api.v1alpha1 import ObjectMeta
-from kvasir_operator.cluster import BUDGETS, PODS, SECRETS, SERVICES, STRATEGIC_PATCH, Cluster, Kind
+from kvasir_operator.cluster import (
+    BUDGETS,
+    MERGE_PATCH,
+    PODS,
+    SECRETS,
+    SERVICES,
+    SERVICES_OF_OURS,
+    STRATEGIC_PATCH,
+    Cluster,
+    Kind,
+)
 from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError, PodError
 from kvasir_operator.planning.actions import (
     Action,
@@ -31,6 +41,7 @@ from kvasir_operator.planning.actions import (
     KeepRevision,
     MarkRevision,
     SetGates,
+    SetReplicas,
     Undrain,
 )
 from kvasir_operator.planning.replicas import least_available
@@ -121,12 +132,18 @@ class Executor:
                 await self._create_inspection(snapshot, action)
             case SetGates():
                 await self._set_gates(meta, action)
-            case Drain():
-                await self._scraper.drain(action.ip, token or "", action.timeout_s)
-            case Undrain():
-                await self._scraper.undrain(action.ip, token or "")
+            case SetReplicas():
+                await self._set_replicas(meta, action)
+            case Drain() | Undrain():
+                await self._tell_engine(action, token or "")
             case DeletePod():
                 await self._delete_pod(meta, action)
+
+    async def _tell_engine(self, action: Drain | Undrain, token: str) -> None:
+        if isinstance(action, Drain):
+            await self._scraper.drain(action.ip, token, action.timeout_s)
+        else:
+            await self._scraper.undrain(action.ip, token)
 
     async def _make_secret(self, meta: ObjectMeta) -> None:
         """Draw a token and keep it. A Secret that is there and cannot be used is shown, never overwritten."""
@@ -214,6 +231,12 @@ class Executor:
             self._store.remove(PODS, action.uid)
         else:
             self._store.put(PODS, changed)
+
+    async def _set_replicas(self, meta: ObjectMeta, action: SetReplicas) -> None:
+        """Through /scale, as an HPA does it; its answer is no InferenceService, so the object is read once more."""
+        body = {"spec": {"replicas": action.replicas}}
+        await self._cluster.patch(SERVICES_OF_OURS, meta.namespace, meta.name, body, MERGE_PATCH, "scale")
+        self._store.put(SERVICES_OF_OURS, await self._cluster.get(SERVICES_OF_OURS, meta.namespace, meta.name))
 
     async def _delete_pod(self, meta: ObjectMeta, action: DeletePod) -> None:
         try:

@@ -31,9 +31,10 @@ from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.service import build_service
 from kvasir_operator.resources.sources import check_source
 from kvasir_operator.resources.template_hash import RevisionTemplate
+from kvasir_operator.scaling.ownership import Claims
 from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
-from kvasir_operator.store import ServiceKey, Store, owner_uid
+from kvasir_operator.store import CLAIMS, ServiceKey, Store, owner_uid
 from kvasir_operator.tokens import Tokens
 from kvasir_runtime.contract.admin_api import AdminState
 
@@ -174,6 +175,7 @@ class Observer:
             standing=standing,
             inspection=inspection,
             outlook=outlook,
+            claims=manifest.get(CLAIMS, Claims()),
         )
 
     def _budget(self, key: ServiceKey, meta: ObjectMeta, desired: Desired) -> ObjectState:

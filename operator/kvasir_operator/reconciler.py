@@ -24,11 +24,15 @@ from kvasir_operator.execute import Executor, Outcome, reference
 from kvasir_operator.observe import Observer
 from kvasir_operator.pacing import Pace, is_at_rest, next_interval
 from kvasir_operator.planning.actions import Drain, Note, Undrain
+from kvasir_operator.planning.autoscaling import Outcome as Scaled
+from kvasir_operator.planning.autoscaling import autoscale
 from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
 from kvasir_operator.planning.plan import make_plan
 from kvasir_operator.planning.replicas import wanted_replicas
 from kvasir_operator.planning.state import Refusal, Snapshot
 from kvasir_operator.planning.status import make_status
+from kvasir_operator.scaling.record import LOG_KEY
+from kvasir_operator.scaling.windows import Memory
 from kvasir_operator.settings import Settings
 from kvasir_operator.status_writer import StatusWriter
 from kvasir_operator.store import ServiceKey, Store
@@ -45,6 +49,7 @@ class _Service:
 
     backoff: Backoff
     writer: StatusWriter
+    memory: Memory = field(default_factory=Memory)
     woken: asyncio.Event = field(default_factory=asyncio.Event)
     interval: float = 0.0
     rested: tuple[object, ...] = ()
@@ -191,18 +196,35 @@ class Reconciler:
         snapshot = self._observer.recall(key, service.backoff.refusals)
         if snapshot is None:
             return None
+        scaled = autoscale(snapshot, service.memory, self._clock())
+        await self._announce(service, scaled)
+        snapshot = scaled.snapshot
         plan = make_plan(snapshot, self._clock())
-        actions = service.backoff.admit(plan.actions, self._clock())
+        wanted = (scaled.action, *plan.actions) if scaled.action is not None else plan.actions
+        actions = service.backoff.admit(wanted, self._clock())
         outcomes = await self._executor.execute(snapshot, actions, self._observer.token(key))
         self._take_in(key, service, outcomes)
         after = self._observer.recall(key, service.backoff.refusals)
         if after is None:
             return None
+        done = any(outcome.action is scaled.action and outcome.error is None for outcome in outcomes)
+        after = scaled.settle(after, done=done)
         details_due = await self._tell(service, snapshot, after, outcomes)
         self._count(service, Counter(pod.stage for pod in after.pods))
-        dues = (plan.due, service.backoff.due, details_due)
-        service.rested = seen if plan.empty and not any(dues) and is_at_rest(after) else ()
+        dues = (plan.due, service.backoff.due, details_due, scaled.due)
+        service.rested = seen if plan.empty and scaled.action is None and not any(dues) and is_at_rest(after) else ()
         return self._next(service, after, outcomes, dues)
+
+    async def _announce(self, service: _Service, scaled: Scaled) -> None:
+        """Keep a decision of automatic scaling, with all that it was made of, before it is carried out."""
+        decision, snapshot = scaled.decision, scaled.snapshot
+        if decision is None:
+            return
+        await service.writer.write(snapshot.meta, snapshot.status, scaled.intent())
+        text = f"from {decision.from_} to {decision.to} replicas: {decision.reason}"
+        named = {"service": f"{snapshot.meta.namespace}/{snapshot.meta.name}"}
+        log.info("Scaling %s", text, extra=reference(snapshot.meta) | {LOG_KEY: named | decision.to_manifest()})
+        await self._recorder.record(snapshot.meta, Note("Scaling", text))
 
     def _rest(self, service: _Service) -> float:
         """Nothing changed since a turn that had nothing to do: look again later and later."""

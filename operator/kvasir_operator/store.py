@@ -12,12 +12,16 @@ from typing import Any, Final, NamedTuple
 from kvasir_operator.cluster import BUDGETS, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS, Kind
 from kvasir_operator.placement.inventory import devices_of
 from kvasir_operator.resources import names
+from kvasir_operator.scaling.ownership import read_claims
 
 Manifest = Mapping[str, Any]
 
 KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES, REVISIONS, BUDGETS)
 """Kinds that are watched and kept. All but our own carry the label of their service. Secrets are not among them: an
 operator that may list the Secrets of a cluster may do too much."""
+
+CLAIMS: Final = "claims"
+"""Key under which an InferenceService that is kept says who set its replicas, in place of `managedFields`."""
 
 _NEVER_AGAIN: Final = 1 << 64
 _REMEMBERED_DELETIONS: Final = 10_000
@@ -160,6 +164,8 @@ def _trim(kind: Kind, manifest: Manifest) -> Manifest:
     if annotations and _DROPPED_ANNOTATION in annotations:
         metadata["annotations"] = {key: value for key, value in annotations.items() if key != _DROPPED_ANNOTATION}
     trimmed = {**manifest, "metadata": metadata}
+    if kind == SERVICES_OF_OURS:
+        trimmed[CLAIMS] = read_claims(manifest["metadata"], names.OPERATOR)
     if kind == PODS:
         trimmed["spec"] = _trim_pod_spec(manifest.get("spec", {}))
     return trimmed

@@ -15,16 +15,16 @@ class ScalingTargets(ApiModel):
         default=0.75,
         gt=0,
         le=1,
-        description="Share of a replica's KV blocks that running requests may hold. Not acted on yet.",
+        description="Share of a replica's KV cache, and of the time that it computes prompts, that load may take. "
+        "null: neither is looked at.",
     )
     queued_requests_per_replica: float | None = Field(
-        default=4, gt=0, le=100_000, description="Requests that may wait at a replica. Not acted on yet."
+        default=4, gt=0, le=100_000, description="Requests that may wait at a replica."
     )
     ttft_p95: Duration | None = Field(
         default=None,
         alias="ttftP95",
-        description="Time to the first token that 95 of 100 requests should keep, such as 2s. Unset: not looked at. "
-        "Not acted on yet.",
+        description="Time to the first token that 95 of 100 requests should keep, such as 2s. Unset: not looked at.",
     )
 
 
@@ -33,11 +33,9 @@ class ScaleUpSpec(ApiModel):
 
     stabilization: Duration = Field(
         default=Duration("0s"),
-        description="How long demand must have been higher before replicas are added. Not acted on yet.",
+        description="How long demand must have been higher before replicas are added.",
     )
-    max_rate_per_minute: int = Field(
-        default=4, ge=1, le=MAX_REPLICAS, description="Most replicas added in a minute. Not acted on yet."
-    )
+    max_rate_per_minute: int = Field(default=4, ge=1, le=MAX_REPLICAS, description="Most replicas added in a minute.")
 
 
 class ScaleDownSpec(ApiModel):
@@ -45,10 +43,10 @@ class ScaleDownSpec(ApiModel):
 
     stabilization: Duration = Field(
         default=Duration("5m"),
-        description="How long demand must have been lower before replicas are taken away. Not acted on yet.",
+        description="How long demand must have been lower before replicas are taken away.",
     )
     max_rate_per_minute: int = Field(
-        default=1, ge=1, le=MAX_REPLICAS, description="Most replicas taken away in a minute. Not acted on yet."
+        default=1, ge=1, le=MAX_REPLICAS, description="Most replicas taken away in a minute."
     )
 
 
@@ -84,20 +82,15 @@ class ScalingSpec(ApiModel):
     )
     targets: ScalingTargets = Field(
         default=ScalingTargets(),
-        description="Load that one replica should carry; the signal that asks for most replicas decides. "
-        "Not acted on yet.",
+        description="Load that one replica should carry; the signal that asks for most replicas decides.",
     )
-    scale_up: ScaleUpSpec = Field(
-        default=ScaleUpSpec(), description="How fast replicas may be added. Not acted on yet."
-    )
-    scale_down: ScaleDownSpec = Field(
-        default=ScaleDownSpec(), description="How fast replicas may be taken away. Not acted on yet."
-    )
+    scale_up: ScaleUpSpec = Field(default=ScaleUpSpec(), description="How fast replicas may be added.")
+    scale_down: ScaleDownSpec = Field(default=ScaleDownSpec(), description="How fast replicas may be taken away.")
     tolerance: float = Field(
         default=0.1,
         ge=0,
         lt=1,
-        description="Share by which demand may leave the target before anything changes. Not acted on yet.",
+        description="Share by which demand may leave the target before anything changes.",
     )
     scale_to_zero: ScaleToZeroSpec | None = Field(
         default=None,

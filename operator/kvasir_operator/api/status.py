@@ -100,6 +100,13 @@ class ScalingDecision(ApiModel):
 class ScalingStatus(ApiModel):
     """What automatic scaling decided."""
 
+    replicas: int | None = Field(default=None, ge=0, description="Replicas as automatic scaling set them last.")
+    owner: str = Field(
+        default="", description="Who else sets `replicas`, so that automatic scaling does not; empty: nobody."
+    )
+    prompt_tokens_per_second: float | None = Field(
+        default=None, ge=0, description="Prompt tokens that a replica computes in a second that it spends on prompts."
+    )
     last_decision: ScalingDecision | None = Field(default=None, description="The latest decision.")
     history: list[ScalingDecision] = Field(default=[], max_length=20, description="The latest decisions, newest first.")
 

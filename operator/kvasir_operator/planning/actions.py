@@ -177,6 +177,16 @@ class SetGates:
 
 
 @dataclass(frozen=True, slots=True)
+class SetReplicas:
+    """Write `spec.replicas` through the scale subresource, as automatic scaling decided."""
+
+    kind: ClassVar[str] = "SetReplicas"
+    replicas: int
+    why: Why
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Drain:
     """Tell the engine to take no more requests; running ones may go on for `timeout_s` seconds."""
 
@@ -208,6 +218,7 @@ Action = (
     | CreateInspection
     | DeletePod
     | SetGates
+    | SetReplicas
     | Drain
     | Undrain
     | RevisionAction

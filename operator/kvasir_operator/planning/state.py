@@ -11,12 +11,14 @@ from typing import Final
 
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.api.status import InspectionStatus
-from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta
+from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta, ScalingStatus
 from kvasir_operator.placement.outlook import Outlook
 from kvasir_operator.placement.queue import Standing
 from kvasir_operator.planning.revisions import Heading, Revision, Target, choose_target
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
+from kvasir_operator.scaling.evaluate import Evaluation
+from kvasir_operator.scaling.ownership import Claims
 from kvasir_runtime.contract.admin_api import AdminState, Phase
 
 
@@ -231,6 +233,15 @@ class Inspection:
 
 
 @dataclass(frozen=True, slots=True)
+class Scaling:
+    """Automatic scaling at one look: what the status is to say, who else sets the replicas, what the load asks."""
+
+    status: ScalingStatus | None = None
+    owner: str = ""
+    evaluation: Evaluation | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Timings:
     """Waits that planning knows of, in seconds."""
 
@@ -257,6 +268,7 @@ class Snapshot:
     `spec` and `template` are None where the object could not be read. `source_errors` are what the operator's settings
     say against the model's source: the object itself is sound.
     `standing` is where the service stands in the queue for devices; None where no pod of its waits for some.
+    `claims` say who set `spec.replicas`; `autoscaling` is what automatic scaling makes of it, None before it looked.
     `history` are the revisions that are kept; `cordoned` the nodes that no pod may go to any more.
     `taken_names` are pods that are not the service's own but have names that it might choose.
     """
@@ -279,6 +291,8 @@ class Snapshot:
     standing: Standing | None = None
     inspection: Inspection = Inspection()
     outlook: Outlook = Outlook()
+    claims: Claims = field(default_factory=Claims)
+    autoscaling: Scaling | None = None
     timings: Timings = Timings()
 
     @property

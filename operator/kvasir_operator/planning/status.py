@@ -48,6 +48,7 @@ def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
             "revisions": _revisions(facts),
             "canary": _canary(facts),
             "capacity": _capacity(facts),
+            "scaling": snapshot.autoscaling.status if snapshot.autoscaling is not None else before.scaling,
             "inspection": _inspection(facts, now),
             "last_failure": _last_failure(facts.failure, before.last_failure, now),
         }
@@ -217,5 +218,10 @@ def _without_details(status: InferenceServiceStatus) -> InferenceServiceStatus:
 
 
 _TELLING_PROGRESS: Final = frozenset(
-    {ConditionType.PROGRESSING, ConditionType.MODEL_AVAILABLE, ConditionType.ACCELERATOR_AVAILABLE}
+    {
+        ConditionType.PROGRESSING,
+        ConditionType.MODEL_AVAILABLE,
+        ConditionType.ACCELERATOR_AVAILABLE,
+        ConditionType.SCALING_ACTIVE,
+    }
 )

@@ -12,6 +12,8 @@ from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import Pod, Stage
 from kvasir_operator.planning.trial import canary_step
 from kvasir_operator.resources import names
+from kvasir_operator.scaling.bounds import Verdict as ScalingVerdict
+from kvasir_operator.scaling.words import standing_text
 from kvasir_runtime.contract.admin_api import AdminState, Phase
 from kvasir_runtime.contract.quantities import format_bytes
 
@@ -231,18 +233,26 @@ def adapters_ready(facts: Facts) -> Verdict | None:
     return Verdict("False", Reason.ADAPTERS_LOADING, "spec.adapters is not acted on by this version of the operator")
 
 
-# | scaling asked for | ScalingActive | reason         |
-# |-------------------|---------------|----------------|
-# | no                | left out      |                |
-# | yes               | False         | ScalingBounded |
+# | scaling asked for | replicas | others set them | load                    | ScalingActive | reason         |
+# |-------------------|----------|-----------------|-------------------------|---------------|----------------|
+# | no                | any      | any             | any                     | left out      |                |
+# | yes               | any      | yes             | any                     | False         | OwnedByOther   |
+# | yes               | 0        | no              | any                     | False         | ScaledToZero   |
+# | yes               | n        | no              | no serving replica tells | Unknown      | MetricsUnknown |
+# | yes               | n        | no              | some tell theirs        | True          | ScalingOnLoad  |
 def scaling_active(facts: Facts) -> Verdict | None:
-    """ScalingActive: load decides how many replicas there are. Until it does, only the bounds are kept."""
-    spec = facts.snapshot.spec
+    """ScalingActive: load decides how many replicas there are."""
+    spec, scaling = facts.snapshot.spec, facts.snapshot.autoscaling
     if spec is None or spec.scaling is None:
         return None
-    bounds = f"{spec.scaling.min_replicas} to {spec.scaling.max_replicas}"
-    text = f"replicas are kept within {bounds}; this version of the operator does not act on load"
-    return Verdict("False", Reason.SCALING_BOUNDED, text)
+    if scaling is not None and scaling.owner:
+        text = f"replicas are set by {scaling.owner}: they are only kept within minReplicas and maxReplicas"
+        return Verdict("False", Reason.OWNED_BY_OTHER, text)
+    if spec.replicas == 0:
+        return Verdict("False", Reason.SCALED_TO_ZERO, "no replicas are set, so there is no load to see")
+    if scaling is None or scaling.evaluation is None or scaling.evaluation.decision.verdict is ScalingVerdict.UNKNOWN:
+        return Verdict("Unknown", Reason.METRICS_UNKNOWN, "no replica that serves tells its load; nothing is changed")
+    return Verdict("True", Reason.SCALING_ON_LOAD, standing_text(scaling.evaluation))
 
 
 # | failure | Degraded | reason    |

@@ -100,16 +100,20 @@ class Need(ApiModel):
 
 def needs(inputs: Inputs) -> Need:
     """What the load asks for. Grows with each demand; a silent replica adds nothing to `up`, and one to `down`."""
-    demand, policy = inputs.demand, inputs.policy
-    level, now = _measured(inputs, steady=True), _measured(inputs, steady=False)
-    queue = _queue(inputs)
-    loads = {**level, Signal.QUEUE: queue}
-    if policy.ttft_s is not None and demand.ttft_p95_s is not None and demand.ttft_p95_s > policy.ttft_s:
-        asked = min(_at_most(inputs), inputs.answering * demand.ttft_p95_s / policy.ttft_s)
-        loads[Signal.TTFT] = min(asked, 2 * max(1.0, *loads.values()))
-    up = max(loads.values())
-    signal = next((each for each, asked in loads.items() if asked == up), None) if up > 0 else None
+    asked, now = loads(inputs), _measured(inputs, steady=False)
+    up = max(asked.values())
+    signal = next((each for each, replicas in asked.items() if replicas == up), None) if up > 0 else None
     return Need(up=up, down=max(up, *now.values()) + inputs.silent, signal=signal)
+
+
+def loads(inputs: Inputs) -> dict[Signal, float]:
+    """Replicas that each signal asks for."""
+    demand, policy = inputs.demand, inputs.policy
+    asked = {**_measured(inputs, steady=True), Signal.QUEUE: _queue(inputs)}
+    if policy.ttft_s is not None and demand.ttft_p95_s is not None and demand.ttft_p95_s > policy.ttft_s:
+        missed = min(_at_most(inputs), inputs.answering * demand.ttft_p95_s / policy.ttft_s)
+        asked[Signal.TTFT] = min(missed, 2 * max(1.0, *asked.values()))
+    return asked
 
 
 def _measured(inputs: Inputs, *, steady: bool) -> dict[Signal, float]:
@@ -150,15 +154,15 @@ def look(
     horizon = min(LONGEST_HORIZON_S, memory.cold_start_s or 0.0)
     before = earlier or level
     demand = Demand(
-        kv_tokens_now=fleet.now.kv_tokens,
-        kv_tokens=level.kv_tokens,
-        kv_tokens_ahead=ahead(before.kv_tokens, level.kv_tokens, horizon, policy.tolerance),
-        prompt_per_s_now=fleet.now.prompt_per_s,
-        prompt_per_s=level.prompt_per_s,
-        prompt_per_s_ahead=ahead(before.prompt_per_s, level.prompt_per_s, horizon, policy.tolerance),
+        kv_tokens_now=_short(fleet.now.kv_tokens),
+        kv_tokens=_short(level.kv_tokens),
+        kv_tokens_ahead=_short(ahead(before.kv_tokens, level.kv_tokens, horizon, policy.tolerance)),
+        prompt_per_s_now=_short(fleet.now.prompt_per_s),
+        prompt_per_s=_short(level.prompt_per_s),
+        prompt_per_s_ahead=_short(ahead(before.prompt_per_s, level.prompt_per_s, horizon, policy.tolerance)),
         queued_tokens=fleet.queued_tokens,
         waiting=fleet.waiting,
-        ttft_p95_s=fleet.ttft_p95_s,
+        ttft_p95_s=_short(fleet.ttft_p95_s) if fleet.ttft_p95_s is not None else None,
     )
     return Inputs(
         policy=policy,
@@ -167,14 +171,19 @@ def look(
         silent=fleet.silent,
         demand=demand,
         kv_capacity=fleet.kv_capacity,
-        prompt_capacity=memory.prompt_capacity,
-        horizon_s=horizon,
+        prompt_capacity=_short(memory.prompt_capacity) if memory.prompt_capacity is not None else None,
+        horizon_s=_short(horizon),
         lowest=memory.lowest(now, policy.up_window_s),
         highest=memory.highest(now, policy.down_window_s),
         added=changes.added,
         removed=changes.removed,
         added_ago_s=changes.added_ago_s,
     )
+
+
+def _short(number: float) -> float:
+    """Thousandths are exact enough, and a record is read by people too."""
+    return round(number, 3)
 
 
 class Changes(ApiModel):

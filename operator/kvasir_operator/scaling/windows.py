@@ -110,6 +110,11 @@ class Memory:
         """Prompt tokens that a replica computes in a second if it does nothing else; None: not known yet."""
         return self._speed.per_s
 
+    def recall_speed(self, per_s: float | None) -> None:
+        """Begin with a speed that was learned before, if none is known yet; new readings soon outweigh it."""
+        if per_s is not None and self._speed.busy == 0:
+            self._speed.learn(per_s, 1.0)
+
     def observe(self, samples: Mapping[str, Sample | None], now: float) -> Fleet:
         """Take in what each serving replica (by pod uid) says, None where it does not answer; returns the fleet.
 

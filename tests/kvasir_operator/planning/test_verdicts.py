@@ -8,7 +8,7 @@ from kvasir_operator.api.conditions import ConditionType, Reason, find_condition
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.planning import verdicts
 from kvasir_operator.planning.facts import Facts
-from kvasir_operator.planning.state import Container, PodCondition, Stage, Termination
+from kvasir_operator.planning.state import Container, PodCondition, Scaling, Stage, Termination
 from kvasir_operator.planning.status import make_status
 from kvasir_runtime.contract.admin_api import Phase
 from kvasir_runtime.contract.failures import Cause, FailureReport
@@ -159,7 +159,13 @@ def test_progressing(pods, fields, expected):
             ("False", Reason.ADAPTERS_LOADING),
         ),
         (verdicts.scaling_active, {}, None),
-        (verdicts.scaling_active, {"scaling": {"minReplicas": 1, "maxReplicas": 3}}, ("False", Reason.SCALING_BOUNDED)),
+        (verdicts.scaling_active, {"scaling": {"maxReplicas": 3}}, ("Unknown", Reason.METRICS_UNKNOWN)),
+        (verdicts.scaling_active, {"scaling": {"maxReplicas": 3}, "replicas": 0}, ("False", Reason.SCALED_TO_ZERO)),
+        (
+            verdicts.scaling_active,
+            {"scaling": {"maxReplicas": 3}, "autoscaling": Scaling(owner="an HPA")},
+            ("False", Reason.OWNED_BY_OTHER),
+        ),
         (verdicts.degraded, {}, ("False", Reason.HEALTHY)),
     ],
 )
