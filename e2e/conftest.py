@@ -15,6 +15,7 @@ from e2e.support.waiting import wait_for
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker("e2e")
+    items.sort(key=lambda item: item.get_closest_marker("last") is not None)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -25,11 +25,14 @@ from aiohttp import web
 from e2e.bench_operator.api import STRATEGIC_PATCH, ApiFailureError, BenchApi, Object
 from kvasir_operator.resources import names
 from kvasir_runtime.contract.admin_api import AdminState, CapacityState, KVState, Phase, StartupState
+from kvasir_runtime.contract.memory import ModelShape
+from kvasir_runtime.contract.model_report import ModelReport
 
 log = logging.getLogger("kubelet")
 
 NETWORK = "10.250.0.0/16"
 """Addresses of pods. `ip route add local NETWORK dev lo` has the machine answer on all of them."""
+MODEL = Path(__file__).parent.parent.parent / "tests" / "models" / "tiny-llama"
 WORKERS = 16
 """Statuses that are written at the same time."""
 
@@ -37,12 +40,14 @@ WORKERS = 16
 def next_write(pod: Object, address: str) -> Object | None:
     """The status that a kubelet would write now; None when there is nothing to say.
 
-    >>> next_write({"spec": {}, "status": {}}, "10.250.0.1") is None
+    >>> next_write({"metadata": {}, "spec": {}, "status": {}}, "10.250.0.1") is None
     True
     """
     status = pod.get("status") or {}
     if not pod["spec"].get("nodeName") or "deletionTimestamp" in pod["metadata"]:
         return None
+    if pod["metadata"]["labels"].get(names.COMPONENT_LABEL) == names.INSPECTION_COMPONENT:
+        return _inspected(pod) if status.get("phase") == "Pending" else None
     conditions = {each["type"]: each["status"] for each in status.get("conditions") or []}
     gates = [gate["conditionType"] for gate in pod["spec"].get("readinessGates") or []]
     ready = "True" if all(conditions.get(gate) == "True" for gate in gates) else "False"
@@ -51,6 +56,17 @@ def next_write(pod: Object, address: str) -> Object | None:
     if conditions.get("Ready") != ready:
         return {"conditions": [_condition("Ready", ready, _now())]}
     return None
+
+
+def _inspected(pod: Object) -> Object:
+    """The end of a pod that looked at a model, with what `kvasir-runtime inspect --report` leaves."""
+    now = _now()
+    shape = ModelShape.from_hf_config(json.loads((MODEL / "config.json").read_text()))
+    ended = {"exitCode": 0, "reason": "Completed", "startedAt": now, "finishedAt": now}
+    ended["message"] = ModelReport(shape, "LlamaForCausalLM").to_json()
+    containers = [_container(each, pod["metadata"]["uid"], now) for each in pod["spec"]["containers"]]
+    states = [each | {"ready": False, "started": False, "state": {"terminated": ended}} for each in containers]
+    return {"phase": "Succeeded", "startTime": now, "containerStatuses": states}
 
 
 def _running(pod: Object, address: str, ready: str) -> Object:

@@ -31,7 +31,7 @@ def service(name: str) -> Object:
             "model": {"source": {"uri": "https://models.example/tiny.tar"}, "maxModelLen": 1024},
             "engine": {"kvCacheMemory": "64Mi"},
             "accelerator": {"vendor": "cpu"},
-            "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}},
+            "resources": {"requests": {"cpu": "1m", "memory": "1Mi"}, "limits": {"memory": "2Gi"}},
             "nodeSelector": {API_ONLY: "true"},
             "tolerations": [{"key": API_ONLY, "operator": "Exists"}],
             "replicas": 1,

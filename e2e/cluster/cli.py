@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from e2e.cluster.layout import DEFAULT_NAME
+from e2e.cluster.layout import chosen_name
 from e2e.cluster.nodes import API_ONLY
 from e2e.cluster.status import COMPONENTS
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """The whole command line, each verb with its own help."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser("python -m e2e.cluster", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
-    top.add_argument("--name", default=DEFAULT_NAME, help="which of several clusters (default: %(default)s)")
+    top.add_argument("--name", default=chosen_name(), help="which of several clusters (default: %(default)s)")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     _add_lifecycle(verbs)
     _add_images_and_volumes(verbs)

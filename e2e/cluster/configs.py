@@ -56,6 +56,14 @@ def _newer_kubelet_fields(spec: Spec) -> dict[str, Any]:
     return fields
 
 
+def audit_policy() -> dict[str, Any]:
+    """An audit Policy (audit.k8s.io/v1): who asked for what, of service accounts outside kube-system alone."""
+    quiet = {"level": "None", "userGroups": ["system:serviceaccounts:kube-system"]}
+    told = {"level": "Metadata", "userGroups": ["system:serviceaccounts"], "omitStages": ["RequestReceived"]}
+    rules = [quiet, told, {"level": "None"}]
+    return {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "rules": rules}
+
+
 def kube_proxy_config(spec: Spec) -> dict[str, Any]:
     """A KubeProxyConfiguration (kubeproxy.config.k8s.io/v1alpha1); conntrack limits are the machine's."""
     return {

@@ -94,6 +94,10 @@ def api_server_flags(spec: Spec) -> list[str]:
         f"--service-account-key-file={pki / 'service-account.pub'}",
         f"--service-account-signing-key-file={pki / 'service-account.key'}",
         f"--service-cluster-ip-range={spec.addresses.service_cidr}",
+        f"--audit-policy-file={spec.layout.config / 'audit-policy.yaml'}",
+        f"--audit-log-path={spec.layout.audit_log}",
+        "--audit-log-maxsize=200",  # MiB; then a second file is begun, and no more kept than that one
+        "--audit-log-maxbackup=1",
     ]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from e2e.cluster.errors import UsageError
 
 DEFAULT_NAME = "default"
+NAME_VARIABLE = "KVASIR_CLUSTER_NAME"
 CLUSTER_DOMAIN = "cluster.local"
 SLOTS = 8  # clusters that fit beside each other: slot i takes 10.(244+i)/16 for pods
 PAUSE_IMAGE = "kvasir.dev/pause:1"
@@ -52,6 +53,11 @@ class Layout:
     @property
     def logs(self) -> Path:
         return self.state / "logs"
+
+    @property
+    def audit_log(self) -> Path:
+        """What service accounts asked of the API server: one JSON object a line (audit.k8s.io/v1)."""
+        return self.state / "audit.log"
 
     @property
     def node_root(self) -> Path:
@@ -141,6 +147,11 @@ def cache_root() -> Path:
     if configured := os.environ.get("KVASIR_CACHE_DIR"):
         return Path(configured)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kvasir"
+
+
+def chosen_name() -> str:
+    """The cluster that is meant where none is named: `$KVASIR_CLUSTER_NAME`, else the default one."""
+    return os.environ.get(NAME_VARIABLE) or DEFAULT_NAME
 
 
 def layout_for(name: str) -> Layout:

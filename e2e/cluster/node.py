@@ -33,6 +33,7 @@ def write_files(spec: Spec) -> None:
     for file, identity in (KUBECONFIGS | node).items():
         _write_private(layout.config / f"{file}.kubeconfig", yaml.safe_dump(_kubeconfig(spec, identity)))
     _write_yaml(layout.config / "kubelet.yaml", configs.kubelet_config(spec))
+    _write_yaml(layout.config / "audit-policy.yaml", configs.audit_policy())
     _write_yaml(layout.config / "kube-proxy.yaml", configs.kube_proxy_config(spec))
     (layout.config / "containerd.toml").write_text(configs.containerd_config(spec))
     (layout.config / "cni" / "10-kvasir.conflist").write_text(json.dumps(configs.cni_config(spec), indent=2))

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,7 +38,10 @@ Watch = Callable[[Reconciler, Configuration, list[str], asyncio.Event], Awaitabl
 BEAT_SECONDS: Final = 5.0
 """Time between two signs of life of the event loop."""
 POD_CONNECTIONS: Final = 256
-"""Open connections to operator ports; each is kept for a while after its use."""
+"""Requests to operator ports at the same time."""
+KEPT_SECONDS: Final = 70.0
+"""How long a connection to a pod is kept unused: longer than RESYNC_SECONDS, since making one costs more than asking,
+and shorter than the runtime keeps it, so that none is written into that is being closed."""
 
 
 def utc_now() -> datetime:
@@ -94,7 +98,9 @@ class Process:
         self.state.role = "fills its cache"
         await cluster.discover(BUDGETS)
         await sync.fill(store, cluster, self.settings.namespaces)
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=POD_CONNECTIONS)) as session:
+        allow_open_files()
+        connector = aiohttp.TCPConnector(limit=POD_CONNECTIONS, keepalive_timeout=KEPT_SECONDS)
+        async with aiohttp.ClientSession(connector=connector) as session:
             scraper = Scraper(session, self.settings.scrape_timeout_seconds)
             tokens = Tokens(cluster, utc_now)
             observer = Observer(store, tokens, scraper, cluster, self.settings, utc_now)
@@ -140,6 +146,12 @@ def catch_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+
+
+def allow_open_files() -> None:
+    """Take as many open files as this process may have: there is a connection for each pod."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 @asynccontextmanager

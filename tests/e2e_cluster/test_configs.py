@@ -81,3 +81,13 @@ def test_kube_proxy_leaves_the_machines_conntrack_limits(make_spec: Any) -> None
     """In a network namespace of its own it may not set them, and need not."""
     conntrack = configs.kube_proxy_config(make_spec("1.20"))["conntrack"]
     assert (conntrack["maxPerCore"], conntrack["min"]) == (0, 0)
+
+
+def test_service_accounts_are_audited_but_not_kubernetes_own() -> None:
+    """The first rule that matches decides."""
+    levels = [(rule.get("userGroups"), rule["level"]) for rule in configs.audit_policy()["rules"]]
+    assert levels == [
+        (["system:serviceaccounts:kube-system"], "None"),
+        (["system:serviceaccounts"], "Metadata"),
+        (None, "None"),
+    ]
