@@ -108,6 +108,7 @@ class Reason(StrEnum):
     EVICTED = "Evicted"
     POD_REFUSED = "PodRefused"
     GOLDEN_PROMPTS_DIFFER = "GoldenPromptsDiffer"
+    SLOWER_THAN_BEFORE = "SlowerThanBefore"
     # Any
     UNKNOWN = "Unknown"
 

@@ -37,8 +37,8 @@ class AutoRollbackSpec(ApiModel):
         default=None,
         gt=1,
         alias="ttftP95Ratio",
-        description="Times the old revision's p95 time to first token that is still good. Unset: not compared. "
-        "Not acted on yet.",
+        description="Times the old revision's p95 time to first token that is still good, while both serve: in a step "
+        "of a canary, after its first minute. Unset: not compared.",
     )
     error_rate: float | None = Field(
         default=None,

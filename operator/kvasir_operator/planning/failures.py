@@ -91,6 +91,9 @@ TABLE: Final[Mapping[Reason, Row]] = {
     Reason.GOLDEN_PROMPTS_DIFFER: Row(
         None, "Check the new model or engine; raise autoRollback.goldenTolerance if the difference is meant."
     ),
+    Reason.SLOWER_THAN_BEFORE: Row(
+        None, "Check the new engine's settings and resources; raise autoRollback.ttftP95Ratio if that is good enough."
+    ),
     Reason.PROGRESS_DEADLINE_EXCEEDED: Row(
         None, "See what the new replicas wait for; raise rollout.progressDeadline if they need longer."
     ),

@@ -6,6 +6,7 @@ failure of pods, not of the rollout.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from statistics import median
 from typing import Final
 
 from kvasir_operator.api.conditions import Reason
@@ -15,9 +16,13 @@ from kvasir_operator.planning.failures import TABLE, Failure, failure_of, worst
 from kvasir_operator.planning.revisions import Heading, Revision, RevisionFailure, fallback
 from kvasir_operator.planning.state import Pod, PodPhase, Snapshot, Stage
 from kvasir_operator.resources import names
+from kvasir_runtime.contract.admin_api import AdminState
 
 CRASHES: Final = 3
 """Ends of a pod's process, or pods in a row that the kubelet gave up, after which a new revision counts as broken."""
+
+LOOKS_BACK: Final = timedelta(minutes=1)
+"""The time that the engines' latencies are of."""
 
 LASTING: Final = frozenset(
     {
@@ -74,6 +79,7 @@ def on_trial(snapshot: Snapshot) -> Revision | None:
 # | rollout is paused, or no replicas are wanted              | is not judged                             |
 # | one cannot serve, for a lasting cause, and is 30 s old    | failed, where there is one to go back to  |
 # | one crashed three times, for whatever cause of its own    | failed, where there is one to go back to  |
+# | those that serve for a minute are slower than allowed     | failed, where there is one to go back to  |
 # | none began to serve, or a canary step to hold, for longer | failed: ProgressDeadlineExceeded          |
 # | anything else                                             | goes on                                   |
 def judge(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: datetime) -> Verdict:
@@ -85,6 +91,7 @@ def judge(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: date
     back_to = back.name if back is not None and spec.rollout.auto_rollback.enabled else ""
     pods = [pod for pod in snapshot.pods if pod.revision == tried.name and not pod.deleting]
     broken = worst(failure for pod in pods if (failure := _broken(pod, snapshot, now)) is not None)
+    broken = broken or _slower(snapshot, spec, tried.name, back_to, now)
     if broken is not None and back_to:
         return Verdict(_given_up(broken, back_to, now))
     if tried.step_since is not None:
@@ -95,6 +102,28 @@ def judge(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: date
     message = f"no progress for {spec.rollout.progress_deadline}{_waiting_for(pods)}"
     cause = Reason.PROGRESS_DEADLINE_EXCEEDED
     return Verdict(_given_up(Failure("", cause, message, TABLE[cause].remedy), back_to, now))
+
+
+def _slower(snapshot: Snapshot, spec: InferenceServiceSpec, tried: str, back_to: str, now: datetime) -> Failure | None:
+    """Compare the median of the pods' p95 times to first token; nothing where one side had no requests."""
+    ratio = spec.rollout.auto_rollback.ttft_p95_ratio
+    new, old = _first_tokens(snapshot, tried, now), _first_tokens(snapshot, back_to, now)
+    if ratio is None or not new or not old or median(new) <= ratio * median(old):
+        return None
+    bound = f"more than autoRollback.ttftP95Ratio ({ratio:g}) allows"
+    message = f"p95 time to first token is {median(new):.3g} s, {median(old):.3g} s on revision {back_to}, {bound}"
+    return Failure("", Reason.SLOWER_THAN_BEFORE, message, TABLE[Reason.SLOWER_THAN_BEFORE].remedy)
+
+
+def _first_tokens(snapshot: Snapshot, revision: str, now: datetime) -> list[float]:
+    """What pods of a revision say that have served for as long as they look back."""
+    pods = [pod for pod in snapshot.pods if pod.revision == revision and pod.stage is Stage.SERVING]
+    said = [(pod.condition(names.SERVING_GATE).since or now, pod.runtime) for pod in pods]
+    return [
+        state.latency.ttft_p95
+        for since, state in said
+        if isinstance(state, AdminState) and state.latency.ttft_p95 is not None and now - since >= LOOKS_BACK
+    ]
 
 
 def _given_up(failure: Failure, back_to: str, now: datetime) -> RevisionFailure:

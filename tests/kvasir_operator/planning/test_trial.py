@@ -15,6 +15,7 @@ from kvasir_operator.planning.trial import canary_replicas, judge, waits_for_gol
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.settings import Settings
+from kvasir_runtime.contract.admin_api import LatencyState
 from kvasir_runtime.contract.failures import Cause, FailureReport
 from tests.kvasir_operator.planning.builders import (
     NOW,
@@ -79,6 +80,28 @@ NO_DISK = PodCondition("False", "Unschedulable", "0/1 nodes are available: 1 Ins
 def test_judge(found: Snapshot, expected: Reason | None) -> None:
     """The table above `judge`, line by line."""
     assert cause(found) == expected
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "served_s", "expected"),
+    [
+        (1.6, 1.0, 61, Reason.SLOWER_THAN_BEFORE),
+        (1.4, 1.0, 61, None),
+        (1.6, 1.0, 59, None),
+        (None, 1.0, 61, None),
+        (1.6, None, 61, None),
+    ],
+)
+def test_a_slower_revision(new: float | None, old: float | None, served_s: float, expected: Reason | None) -> None:
+    """By the ratio, from the second minute on, where both have requests."""
+
+    def measured(name: str, revision: str, value: float | None) -> Pod:
+        runtime = engine().model_copy(update={"latency": LatencyState(ttft_p95=value)})
+        conditions = gates(since=ago(served_s)) | {"Ready": PodCondition("True")}
+        return pod(name, revision=revision, runtime=runtime, conditions=conditions)
+
+    rollout = {"autoRollback": {"ttftP95Ratio": 1.5}}
+    assert cause(seen(measured("n", "new", new), measured("o", "old", old), rollout=rollout)) == expected
 
 
 def test_a_revision_that_has_served_is_judged_no_more() -> None:
