@@ -23,9 +23,10 @@ class _Follower:
 
     matcher: Matcher
     min_length: int
+    eos_token_ids: tuple[int, ...]
     eos_B: Bits
     ends_B: Bits
-    never_B: Bits
+    never_B: Bits | None
 
 
 class GrammarMasks:
@@ -47,9 +48,10 @@ class GrammarMasks:
         self._followers[seating.seat] = _Follower(
             matcher,
             seating.num_prompt_tokens + seating.sampling.min_tokens,
+            seating.grammar.eos_token_ids,
             eos_B,
             eos_B | self._bits(tuple(seating.stop_token_ids)),
-            eos_B if seating.sampling.ignore_eos else np.zeros_like(eos_B),
+            eos_B if seating.sampling.ignore_eos else None,
         )
 
     def apply(self, logits_RV: Tensor, seats: Ints, positions: Ints) -> dict[int, str]:
@@ -90,11 +92,15 @@ def hold_ends(follower: _Follower, allowed_B: Bits, position: int) -> Bits:
 
     A model may name an ordinary token as one that ends: in the middle of a text it is none.
     """
-    if (allowed_B & follower.eos_B).any() and not follower.matcher.complete:
+    may_end = any(allowed_B[token_id >> 3] >> (token_id & 7) & 1 for token_id in follower.eos_token_ids)
+    if may_end and not follower.matcher.complete:
         allowed_B = allowed_B & ~follower.eos_B
-    held_B = allowed_B & ~follower.never_B
-    if position < follower.min_length:
-        held_B &= ~follower.ends_B
+    early = position < follower.min_length
+    if not early and follower.never_B is None:
+        return allowed_B
+    held_B = allowed_B if follower.never_B is None else allowed_B & ~follower.never_B
+    if early:
+        held_B = held_B & ~follower.ends_B
     return held_B if held_B.any() else allowed_B
 
 
