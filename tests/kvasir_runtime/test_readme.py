@@ -16,10 +16,12 @@ from kvasir_runtime.__main__ import COMMANDS, EXIT_STATUS
 from kvasir_runtime.contract.engine_args import EngineArgs, ToolCallParser, flag_name
 from kvasir_runtime.contract.failures import Cause
 from kvasir_runtime.engine.messages import EngineReady, EngineStats
+from kvasir_runtime.models.registry import FAMILIES, Family
 from kvasir_runtime.server.metrics import Metrics
 from kvasir_runtime.server.operator_app import build_operator_app
 from kvasir_runtime.server.tools.formats import FORMATS
 from kvasir_runtime.server.user_app import build_user_app
+from tests.kvasir_runtime.models.families import FAMILIES as COMPARED
 
 README = Path(__file__).resolve().parents[2] / "runtime" / "README.md"
 
@@ -91,6 +93,17 @@ def test_metrics() -> None:
         suffix = "_total" if family.type == "counter" else ""
         exported[family.name + suffix] = (family.type, ", ".join(labels))
     assert {name: (kind, labels) for name, kind, labels, _ in table("Metrics")} == exported
+
+
+def test_models() -> None:
+    """Every architecture with its file, and no other; each is compared with transformers."""
+    written = {architecture: path for architecture, path, _ in table("Models")}
+    assert written == {name: module_file(family) for name, family in FAMILIES.items()}
+    assert {f"{name}ForCausalLM" for name, _ in COMPARED.values()} == set(written)
+
+
+def module_file(family: Family) -> str:
+    return family.config.__module__.removeprefix("kvasir_runtime.").replace(".", "/") + ".py"
 
 
 def test_a_requests_life() -> None:

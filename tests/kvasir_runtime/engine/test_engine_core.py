@@ -96,6 +96,17 @@ def test_stop_tokens_and_limits(engine: LLMEngine) -> None:
     assert (len(long.token_ids), long.finish_reason) == (6, FinishReason.LENGTH)
 
 
+def test_the_end_of_a_text_is_the_models_or_nobodys(engine: LLMEngine) -> None:
+    """The model's own end token ends with `stop`, not before `min_tokens`, and not at all with `ignore_eos`."""
+    eos = min(engine.core._eos_token_ids)
+    often: dict[str, Any] = {"temperature": 0.0, "logit_bias": {eos: 100.0}, "max_tokens": 6}
+    settings = [SamplingParams(**often, **more) for more in ({}, {"min_tokens": 3}, {"ignore_eos": True})]
+    ended, later, ignored = (one for (one,) in engine.generate([[1, 50, 60]] * 3, settings))
+    assert (ended.token_ids, ended.finish_reason) == ([eos], FinishReason.STOP)
+    assert (bool(engine.core._eos_token_ids & set(later.token_ids[:2])), len(later.token_ids), later.finish_reason) == (False, 4, FinishReason.STOP)
+    assert (ignored.token_ids, ignored.finish_reason) == ([eos] * 6, FinishReason.LENGTH)
+
+
 def test_the_first_output_tells_what_was_cached(engine: LLMEngine) -> None:
     """A repeated prompt is taken from the cache but for its last block; another salt shares nothing."""
     prompt = list(range(200, 250))

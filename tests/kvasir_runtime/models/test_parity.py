@@ -62,16 +62,20 @@ def test_prompt_and_decode_logits(checkpoint: tuple[Any, Path], budget: int) -> 
 
 
 def test_greedy_tokens_with_prefix_hits_and_preemption(checkpoint: tuple[Any, Path]) -> None:
-    """64 greedy tokens equal transformers' while requests share prefixes, come in chunks and preempt each other."""
+    """64 greedy tokens and their logits equal transformers' while requests share prefixes and preempt each other."""
     model, folder = checkpoint
     common, *tails = prompts([40, 5, 17, 24, 9])
     # With a window in every layer (Mistral) few blocks do: preemptions need a small cache and many that grow at once.
     windowed = resolve(EngineConfig(folder)).decoder.widest_window is not None
     batch = [common + tail for tail in tails] + prompts([1, 33, 2, 4, 6] if windowed else [1, 33], seed=1)
     engine = make_engine(folder, budget=48, num_blocks=9 if windowed else 26)
-    completions = engine.generate(batch, SamplingParams(**GREEDY, max_tokens=64))
+    completions = engine.generate(batch, SamplingParams(**GREEDY, max_tokens=64, logprobs=5))
     for prompt, (completion,) in zip(batch, completions, strict=True):
         assert completion.token_ids == reference_greedy(model, prompt, 64)
+        expected = reference_logits(model, prompt + completion.token_ids).log_softmax(-1)[len(prompt) - 1 :]
+        for row, report in enumerate(completion.logprobs):
+            ids, values = zip(*report.top, strict=True)
+            torch.testing.assert_close(torch.tensor(values), expected[row, list(ids)], rtol=1e-4, atol=1e-4)
     engine.core.check_integrity()
     stats = engine.core.stats()
     assert stats.preemptions > 0
