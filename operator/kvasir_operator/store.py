@@ -61,8 +61,10 @@ class Store:
                 return None
             self.remove(kind, namesake["metadata"]["uid"])
         self._deleted.pop(uid, None)
-        self._objects[kind][uid] = _trim(kind, manifest)
+        kept = self._objects[kind][uid] = _trim(kind, manifest)
         self._by_service[key][kind].add(uid)
+        if kind == BUDGETS and known is not None and _same(known, kept):
+            return None
         self._changes[key] += 1
         self.version += 1
         return key
@@ -166,9 +168,17 @@ def _trim(kind: Kind, manifest: Manifest) -> Manifest:
     trimmed = {**manifest, "metadata": metadata}
     if kind == SERVICES_OF_OURS:
         trimmed[CLAIMS] = read_claims(manifest["metadata"], names.OPERATOR)
+    if kind == BUDGETS:
+        trimmed.pop("status", None)  # how many pods are healthy, which changes whenever a pod does
     if kind == PODS:
         trimmed["spec"] = _trim_pod_spec(manifest.get("spec", {}))
     return trimmed
+
+
+def _same(one: Manifest, other: Manifest) -> bool:
+    """Whether two versions differ in nothing that is kept but their number."""
+    version = {"resourceVersion": ""}
+    return {**one, "metadata": one["metadata"] | version} == {**other, "metadata": other["metadata"] | version}
 
 
 _READ_OF_DEVICE_PODS: Final = ("nodeSelector", "affinity", "tolerations", "priority")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvasir_operator.cluster import PODS, SERVICES_OF_OURS
+from kvasir_operator.cluster import BUDGETS, PODS, SERVICES_OF_OURS
 from kvasir_operator.resources import names
 from kvasir_operator.store import ServiceKey, Store
 
@@ -113,3 +113,19 @@ def test_versions_that_are_no_numbers_count_as_the_oldest(version: str) -> None:
     strange = pod(1)
     strange["metadata"]["resourceVersion"] = version
     assert Store().put(PODS, strange) == KEY
+
+
+def test_a_budget_whose_status_alone_changes_is_no_news() -> None:
+    """It changes with every pod, and nobody reads it."""
+    labels = {names.SERVICE_LABEL: "tiny"}
+    budget = {
+        "metadata": {"name": "tiny", "namespace": "team", "uid": "b", "resourceVersion": "5", "labels": labels},
+        "spec": {"minAvailable": 1},
+        "status": {"currentHealthy": 0},
+    }
+    store = Store()
+    assert store.put(BUDGETS, budget) is not None
+    healthy = budget | {"metadata": budget["metadata"] | {"resourceVersion": "6"}, "status": {"currentHealthy": 1}}
+    assert store.put(BUDGETS, healthy) is None
+    mended = healthy | {"metadata": budget["metadata"] | {"resourceVersion": "7"}, "spec": {"minAvailable": 2}}
+    assert store.put(BUDGETS, mended) is not None
