@@ -58,7 +58,7 @@ def vanish(kubectl: Kubectl, name: str) -> None:
 def test_services_compete_for_the_devices_of_one_node(own: Environment, kubectl: Kubectl) -> None:
     """The first is served; the others say who has the devices and behind whom they wait; then they are served too."""
     space = kubectl.namespace
-    pinned = {"products": ["NVIDIA-H200"]}  # no other node has some
+    pinned: Object = {"products": ["NVIDIA-H200"]}  # no other node has some
     with nodes("race", "--gpus", "4", "--product", "NVIDIA-H200", "--memory", "143771") as node:
         wants(kubectl, "first", count=3, **pinned)
         assert allocated(kubectl, "first") == node
@@ -117,7 +117,7 @@ def test_a_service_that_waits_gets_devices_that_appear(own: Environment, kubectl
 def test_a_higher_priority_takes_what_a_lower_one_has_above_its_floor(own: Environment, kubectl: Kubectl) -> None:
     """Two replicas hold the two devices of the real node; one of them gives way, the other stays."""
     space = kubectl.namespace
-    elastic = {"replicas": 2, "scaling": {"minReplicas": 1, "maxReplicas": 2}}
+    elastic: Object = {"replicas": 2, "scaling": {"minReplicas": 1, "maxReplicas": 2}}
     with gpus_of_the_real_node(2):
         wants(kubectl, "batch", elastic, products=["L4"])
         wait_for("both to have a device", lambda: placed(kubectl, "batch") == 2, timeout=TOLD_WITHIN)
