@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 _MAX_MESSAGE: Final = 400
+_MAX_ITEMS: Final = 8000
+"""States of the parser at a time: four for each optional property of an object. A mask of so many takes about 20 ms."""
 _TOO_COMPLEX: Final = ("ParserTooComplex", "LexerTooComplex")
 
 
@@ -125,7 +127,7 @@ class GrammarBackend:
 
     @cached_property
     def _limits(self) -> "LLParserLimits":
-        made: LLParserLimits = _library().LLParserLimits(verbose_errors=False)
+        made: LLParserLimits = _library().LLParserLimits(max_items_in_row=_MAX_ITEMS, verbose_errors=False)
         return made
 
 

@@ -236,6 +236,14 @@ def test_a_state_too_complex_to_go_on_from(engine: LLMEngine) -> None:
     engine.core.check_integrity()
 
 
+def test_a_thousand_optional_properties(engine: LLMEngine, tokenizer: Tokenizer) -> None:
+    """Wide schemas are followed."""
+    wide = {"properties": {f"p{number}": {"type": "boolean"} for number in range(1000)}, "additionalProperties": False}
+    (one,) = run(engine, schema({"type": "object", **wide}), max_tokens=60, seed=2)
+    assert one.finish_reason in {FinishReason.STOP, FinishReason.LENGTH}
+    assert text(tokenizer, one).startswith("{")
+
+
 def test_without_the_library() -> None:
     """The engine starts without it; a constraint is refused with its name."""
     code = """
