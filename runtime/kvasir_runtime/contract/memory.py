@@ -224,11 +224,13 @@ def kv_bytes_per_token(shape: ModelShape, kv_dtype: str, tensor_parallel: int = 
 def table_bytes(shape: ModelShape, max_num_seqs: int, max_model_len: int, block_size: int) -> int:
     """Bytes of what is kept for each position (cosines and sines) and for each sequence that may run.
 
-    A sequence has its tokens, its block table, and its biases and forbidden tokens: 32 bytes each, twice
-    `MAX_LOGIT_BIASES` at most. Penalties are worked out from its tokens, in portions that are counted here.
+    A sequence has its tokens, its block table, its biases and forbidden tokens (32 bytes each, twice
+    `MAX_LOGIT_BIASES` at most), and three masks of a bit for each token where a grammar leads it. Penalties are worked
+    out from its tokens, in portions that are counted here.
     """
     rotary = 4 * shape.rotary_tables * max_model_len * shape.head_dim
-    sequence = 4 * (max_model_len + 1) + 4 * math.ceil(max_model_len / block_size) + 2 * 32 * MAX_LOGIT_BIASES
+    masks = 3 * math.ceil(shape.vocab_size / 8)
+    sequence = 4 * (max_model_len + 1) + 4 * math.ceil(max_model_len / block_size) + 2 * 32 * MAX_LOGIT_BIASES + masks
     looked_up = 32 * min(max_num_seqs * (max_model_len + 1), TOKENS_LOOKED_UP_AT_ONCE)
     return rotary + max_num_seqs * sequence + looked_up
 

@@ -137,7 +137,7 @@ class Service:
         self.sleep.refuse_work()
 
     def _full(self, unit: str, waiting: int, limit: int) -> ApiError:
-        retry_after = min(60.0, self.engine.waiting_tokens / max(1.0, self.rates.prefill_per_s(time.monotonic())))
+        retry_after = min(60.0, self._load(free_seats=0, priority=0).wait_s())
         msg = f"the queue is full: {waiting} {unit} wait, the limit is {limit}"
         return ApiError(HTTPStatus.TOO_MANY_REQUESTS, msg, code="queue_full", retry_after_s=retry_after)
 

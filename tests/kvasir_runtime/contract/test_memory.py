@@ -97,7 +97,7 @@ def test_biases_and_further_norms_count() -> None:
 def test_tables_by_hand() -> None:
     """Rotary tables once; tokens, block table and biases for each sequence; Gemma 3 has two rotary tables."""
     shape = ModelShape.from_hf_config(LLAMA_8B)
-    sequence = 4 * 8193 + 4 * 512 + 64 * 1024
+    sequence = 4 * 8193 + 4 * 512 + 64 * 1024 + 3 * 128256 // 8
     assert table_bytes(shape, 8, 8192, 16) == 4 * 8192 * 128 + 8 * sequence + 32 * 8 * 8193
     assert table_bytes(shape, 128, 8192, 16) == 4 * 8192 * 128 + 128 * sequence + 32 * 2**18
     local = ModelShape.from_hf_config(LLAMA_8B | {"model_type": "gemma3_text", "head_dim": 128})
