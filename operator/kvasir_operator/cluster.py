@@ -59,6 +59,7 @@ EVENTS: Final = Kind("v1", "events")
 NODES: Final = Kind("v1", "nodes")
 REVISIONS: Final = Kind("apps/v1", "controllerrevisions")
 BUDGETS: Final = Kind("policy/v1", "poddisruptionbudgets")
+NETWORK_POLICIES: Final = Kind("networking.k8s.io/v1", "networkpolicies")
 """Served as policy/v1beta1 before Kubernetes 1.21: `Cluster.discover` finds out."""
 LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
 WEBHOOK_CONFIGURATIONS: Final = Kind("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations")

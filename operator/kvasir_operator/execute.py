@@ -18,6 +18,7 @@ from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.cluster import (
     BUDGETS,
     MERGE_PATCH,
+    NETWORK_POLICIES,
     PODS,
     SECRETS,
     SERVICES,
@@ -30,6 +31,7 @@ from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError, PodE
 from kvasir_operator.planning.actions import (
     Action,
     ApplyBudget,
+    ApplyNetworkPolicy,
     ApplySecret,
     ApplyService,
     CompareGoldens,
@@ -49,6 +51,7 @@ from kvasir_operator.planning.state import Snapshot
 from kvasir_operator.resources import names
 from kvasir_operator.resources.budget import build_budget
 from kvasir_operator.resources.inspection import build_inspection_pod
+from kvasir_operator.resources.network_policy import build_network_policy
 from kvasir_operator.resources.placement import place_on
 from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.secret import build_admin_secret
@@ -122,7 +125,7 @@ class Executor:
         match action:
             case ApplySecret():
                 await self._make_secret(meta)
-            case ApplyService() | ApplyBudget():
+            case ApplyService() | ApplyBudget() | ApplyNetworkPolicy():
                 await self._apply_own(snapshot, action)
             case KeepRevision() | MarkRevision() | DropRevision() | CompareGoldens():
                 await self._keeper.do(snapshot, action, token)
@@ -164,9 +167,13 @@ class Executor:
                 f"Secret {name} has no usable key {key!r}: delete it to have it made anew",
             )
 
-    async def _apply_own(self, snapshot: Snapshot, action: ApplyService | ApplyBudget) -> None:
+    async def _apply_own(self, snapshot: Snapshot, action: ApplyService | ApplyBudget | ApplyNetworkPolicy) -> None:
         if isinstance(action, ApplyService):
             await self._apply(SERVICES, snapshot.meta, build_service(snapshot.meta))
+            return
+        if isinstance(action, ApplyNetworkPolicy):
+            policy = build_network_policy(snapshot.meta, self._settings.namespace)
+            await self._apply(NETWORK_POLICIES, snapshot.meta, policy)
             return
         assert snapshot.spec is not None, "no budget is planned for a spec that cannot be read"
         manifest = build_budget(snapshot.meta, least_available(snapshot.spec))

@@ -12,7 +12,7 @@ import kopf
 from kubernetes.aio.client import Configuration
 
 from kvasir_operator.api import v1alpha1
-from kvasir_operator.cluster import BUDGETS, NODES, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS
+from kvasir_operator.cluster import BUDGETS, NETWORK_POLICIES, NODES, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS
 from kvasir_operator.reconciler import Reconciler
 from kvasir_operator.resources import names
 
@@ -73,6 +73,12 @@ def make_registry(reconciler: Reconciler, configuration: Configuration) -> kopf.
     async def on_budget(event: kopf.RawEvent, **_: Any) -> None:
         reconciler.notice(BUDGETS, event["type"], event["object"])
 
+    @kopf.on.event(
+        "networking.k8s.io", "networkpolicies", registry=registry, labels={names.SERVICE_LABEL: kopf.PRESENT}
+    )
+    async def on_network_policy(event: kopf.RawEvent, **_: Any) -> None:
+        reconciler.notice(NETWORK_POLICIES, event["type"], event["object"])
+
     @kopf.on.event("", "v1", "nodes", registry=registry)
     async def on_node(event: kopf.RawEvent, **_: Any) -> None:
         reconciler.notice(NODES, event["type"], event["object"])
@@ -108,7 +114,11 @@ def make_settings() -> kopf.OperatorSettings:
     settings.persistence.progress_storage = NoProgress()
     for plural in ("pods", "services"):
         settings.watching.label_selectors["v1", plural] = names.SERVICE_LABEL
-    for group, plural in (("apps", "controllerrevisions"), ("policy", "poddisruptionbudgets")):
+    for group, plural in (
+        ("apps", "controllerrevisions"),
+        ("policy", "poddisruptionbudgets"),
+        ("networking.k8s.io", "networkpolicies"),
+    ):
         settings.watching.label_selectors[group, plural] = names.SERVICE_LABEL
     return settings
 

@@ -12,7 +12,7 @@ from kvasir_operator import metrics
 from kvasir_operator.api.field_errors import FieldError, from_validation_error
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.api.validation import check
-from kvasir_operator.cluster import BUDGETS, EVENTS, PODS, REVISIONS, SERVICES, Cluster
+from kvasir_operator.cluster import BUDGETS, EVENTS, NETWORK_POLICIES, PODS, REVISIONS, SERVICES, Cluster
 from kvasir_operator.cordons import Cordons
 from kvasir_operator.devices import Devices
 from kvasir_operator.errors import ApiError
@@ -27,6 +27,7 @@ from kvasir_operator.planning.revisions import check_pin, read_revision
 from kvasir_operator.planning.state import NOT_ASKED, ObjectState, Pod, PodWarning, Refusal, Snapshot, Stage, Unknown
 from kvasir_operator.resources import names
 from kvasir_operator.resources.budget import build_budget
+from kvasir_operator.resources.network_policy import build_network_policy
 from kvasir_operator.resources.pod import build_pod
 from kvasir_operator.resources.service import build_service
 from kvasir_operator.resources.sources import check_source
@@ -169,6 +170,7 @@ class Observer:
             service=_compare(self._store.of_service(key, SERVICES), build_service(meta)),
             secret=token.state,
             budget=self._budget(key, meta, desired),
+            network_policy=self._network_policy(key, meta),
             history=history,
             cordoned=self._cordons.cordoned,
             refusals=(*refusals, token.refusal) if token.refusal is not None else refusals,
@@ -184,6 +186,13 @@ class Observer:
             return ObjectState.UNKNOWN
         wanted = build_budget(meta, least_available(desired.service.spec))
         return _compare(self._store.of_service(key, BUDGETS), wanted)
+
+    def _network_policy(self, key: ServiceKey, meta: ObjectMeta) -> ObjectState:
+        """Whether the operator port is closed to others, where the settings ask for that."""
+        if not self._settings.network_policies:
+            return ObjectState.CURRENT
+        wanted = build_network_policy(meta, self._settings.namespace)
+        return _compare(self._store.of_service(key, NETWORK_POLICIES), wanted)
 
     def token(self, key: ServiceKey) -> str | None:
         """The bearer token of the service's engines; None while there is none."""

@@ -121,6 +121,11 @@ class Settings(BaseModel):
         default=[],
         description="Folders of the nodes that file:// models must lie in, separated by commas. Empty: none.",
     )
+    network_policies: bool = Field(
+        default=True,
+        description="Whether each service gets a NetworkPolicy that keeps the operator port to the operator. Off where "
+        "policies are managed by others.",
+    )
     startup_timeout_seconds: Seconds = Field(
         default=3600.0,
         ge=10,

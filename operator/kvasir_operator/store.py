@@ -9,14 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
-from kvasir_operator.cluster import BUDGETS, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS, Kind
+from kvasir_operator.cluster import BUDGETS, NETWORK_POLICIES, PODS, REVISIONS, SERVICES, SERVICES_OF_OURS, Kind
 from kvasir_operator.placement.inventory import devices_of
 from kvasir_operator.resources import names
 from kvasir_operator.scaling.ownership import read_claims
 
 Manifest = Mapping[str, Any]
 
-KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES, REVISIONS, BUDGETS)
+KINDS: Final = (SERVICES_OF_OURS, PODS, SERVICES, REVISIONS, BUDGETS, NETWORK_POLICIES)
 """Kinds that are watched and kept. All but our own carry the label of their service. Secrets are not among them: an
 operator that may list the Secrets of a cluster may do too much."""
 

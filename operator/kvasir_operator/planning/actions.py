@@ -63,6 +63,15 @@ class ApplyService:
 
 
 @dataclass(frozen=True, slots=True)
+class ApplyNetworkPolicy:
+    """Make the NetworkPolicy, or bring it back to what it should be."""
+
+    kind: ClassVar[str] = "ApplyNetworkPolicy"
+    why: Why
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ApplyBudget:
     """Make the PodDisruptionBudget, or bring it back to what it should be."""
 
@@ -214,6 +223,7 @@ Action = (
     ApplySecret
     | ApplyService
     | ApplyBudget
+    | ApplyNetworkPolicy
     | CreatePod
     | CreateInspection
     | DeletePod

@@ -10,6 +10,7 @@ from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
 from kvasir_operator.planning.actions import (
     Action,
     ApplyBudget,
+    ApplyNetworkPolicy,
     ApplySecret,
     ApplyService,
     CreatePod,
@@ -76,6 +77,9 @@ def _needs(snapshot: Snapshot) -> Iterable[Action]:
         yield ApplyService(Why.MISSING if snapshot.service is ObjectState.MISSING else Why.OUTDATED)
     if snapshot.budget is not ObjectState.CURRENT:
         yield ApplyBudget(Why.MISSING if snapshot.budget is ObjectState.MISSING else Why.OUTDATED)
+    if snapshot.network_policy is not ObjectState.CURRENT:
+        missing = snapshot.network_policy is ObjectState.MISSING
+        yield ApplyNetworkPolicy(Why.MISSING if missing else Why.OUTDATED)
 
 
 def _admissions(pods: Iterable[Pod]) -> Iterable[Action]:

@@ -285,6 +285,7 @@ class Snapshot:
     service: ObjectState = ObjectState.MISSING
     secret: ObjectState = ObjectState.MISSING
     budget: ObjectState = ObjectState.MISSING
+    network_policy: ObjectState = ObjectState.CURRENT
     history: tuple[Revision, ...] = ()
     cordoned: frozenset[str] = frozenset()
     refusals: tuple[Refusal, ...] = ()

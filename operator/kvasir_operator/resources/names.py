@@ -126,6 +126,11 @@ def revision_name(service: str, revision: str) -> str:
     return f"{service}-{revision}"
 
 
+def network_policy_name(service: str) -> str:
+    """The NetworkPolicy bears the name of the InferenceService."""
+    return service
+
+
 def budget_name(service: str) -> str:
     """The PodDisruptionBudget bears the name of the InferenceService."""
     return service
