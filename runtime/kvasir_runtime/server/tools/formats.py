@@ -31,12 +31,16 @@ class MakeGrammar(Protocol):
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """`write` is what a model would say; `markers` may be special tokens; `short_ids`: of nine letters and digits."""
+    """`write` is what a model would say.
+
+    `marker` announces calls within a text; `markers` may be special tokens; `short_ids` have nine letters and digits.
+    """
 
     name: str
     reader: Callable[[Collection[str]], CallReader]
     grammar: MakeGrammar
     write: Callable[[Sequence[Call]], str]
+    marker: str = ""
     markers: tuple[str, ...] = ()
     short_ids: bool = False
 
@@ -74,14 +78,16 @@ FORMATS: Final = {
             HermesReader,
             grammars.hermes,
             _write_hermes,
+            HERMES_OPEN,
             (HERMES_OPEN, HERMES_CLOSE),
         ),
-        ToolFormat("llama3_json", Llama3Reader, grammars.llama3, _write_llama3, (PYTHON_TAG,)),
+        ToolFormat("llama3_json", Llama3Reader, grammars.llama3, _write_llama3, markers=(PYTHON_TAG,)),
         ToolFormat(
             "mistral",
             MistralReader,
             grammars.mistral,
             _write_mistral,
+            MISTRAL_MARKER,
             (MISTRAL_MARKER, MISTRAL_ARGUMENTS),
             short_ids=True,
         ),

@@ -35,8 +35,9 @@ def quoted(text: str) -> str:
 
 def hermes(functions: Sequence[Function], literal: Literal, *, parallel: bool) -> str:
     """Objects between markers, one a line."""
-    call = f"{literal(HERMES_OPEN)} {quoted(chr(10))} one {quoted(chr(10))} {literal(HERMES_CLOSE)}"
-    return "\n".join([f"calls: call{_more(quoted(chr(10)), parallel=parallel)}", f"call: {call}", *_objects(functions)])
+    line = quoted("\n")
+    head = [f"calls: call{_more(line, parallel=parallel)}", f"call: {literal(HERMES_OPEN)} body"]
+    return "\n".join([*head, f"body: {line} one {line} {literal(HERMES_CLOSE)}", *_objects(functions)])
 
 
 def llama3(functions: Sequence[Function], literal: Literal, *, parallel: bool) -> str:
@@ -51,9 +52,10 @@ def mistral(functions: Sequence[Function], literal: Literal, *, parallel: bool) 
     marker, arguments = literal(MISTRAL_MARKER), literal(MISTRAL_ARGUMENTS)
     if arguments == quoted(MISTRAL_ARGUMENTS):
         more = _more(quoted(", "), parallel=parallel)
-        return "\n".join([f'calls: {marker} "[" call{more} "]"', "call: one", *_objects(functions)])
+        head = [f"calls: {marker} body", f'body: "[" call{more} "]"', "call: one"]
+        return "\n".join([*head, *_objects(functions)])
     named = [f"one_{n}: {quoted(function.name)} {arguments} arguments_{n}" for n, function in enumerate(functions)]
-    head = [f"calls: call{_more('', parallel=parallel)}", f"call: {marker} one", _one_of(functions)]
+    head = [f"calls: call{_more('', parallel=parallel)}", f"call: {marker} body", "body: one", _one_of(functions)]
     return "\n".join([*head, *named, *_arguments(functions)])
 
 
@@ -71,6 +73,13 @@ def calls_or(calls: str, answer: Constraint | None) -> str:
     if answer is None:
         return f"start: calls\n{calls}"
     return f"start: calls | answer\nanswer: {embed_json(json.loads(answer.text), lenient=answer.lenient)}\n{calls}"
+
+
+def calls_in_text(calls: str, marker: str, *, parallel: bool) -> str:
+    """The whole grammar: any text, but after `marker` a call; `calls` says in `body` what follows it."""
+    said = f"said: TEXT {marker}" if marker.startswith("<[") else f"said[lazy]: TEXT {marker}"
+    start = f"start: (said body){{0,{MAX_CALLS}}} TEXT" if parallel else "start: TEXT | said body"
+    return f"{start}\n{said}\nTEXT: /(.|\\n)*/\n{calls}"
 
 
 def embed_json(schema: Any, *, lenient: bool) -> str:

@@ -35,7 +35,8 @@ class ToolUse:
 
     def constraint(self, answer: Constraint | None, tokenizer: Tokenizer) -> Constraint | None:
         """What the output must match, given what an answer in words must; raises ApiError (400) for what conflicts."""
-        if self.choice == "auto" and answer is None:
+        strict = self.tool_format.marker and any(function.strict for function in self.functions)
+        if self.choice == "auto" and answer is None and not strict:
             return None
         if answer is not None and (self.choice != "auto" or answer.kind != "json_schema"):
             raise bad_request(f"{answer.field} cannot be combined with these tools", answer.field, "invalid_value")
@@ -46,7 +47,10 @@ class ToolUse:
 
         calls = self.tool_format.grammar(self.functions, literal, parallel=self.parallel)
         try:
-            grammar = grammars.calls_or(calls, answer)
+            if self.choice == "auto" and answer is None:
+                grammar = grammars.calls_in_text(calls, literal(self.tool_format.marker), parallel=self.parallel)
+            else:
+                grammar = grammars.calls_or(calls, answer)
         except (ValueError, RecursionError) as error:
             field = "" if answer is None else answer.field
             raise bad_request(f"{field} must be a JSON schema: {error}", field, "invalid_value") from None

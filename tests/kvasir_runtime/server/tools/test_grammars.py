@@ -9,8 +9,11 @@ import jsonschema
 import pytest
 
 from kvasir_runtime.server.protocol import ChatCompletionRequest
+from kvasir_runtime.server.tools import grammars
 from kvasir_runtime.server.tools.events import Arguments, CallBegun, Said
 from kvasir_runtime.server.tools.formats import FORMATS
+from kvasir_runtime.server.tools.grammars import Function
+from kvasir_runtime.server.tools.marked import MISTRAL_ARGUMENTS, MISTRAL_MARKER
 from kvasir_runtime.server.tools.reader import merge
 from kvasir_runtime.server.tools.use import tool_use
 from kvasir_runtime.structured.constraint import Constraint
@@ -93,6 +96,62 @@ def test_what_a_grammar_lets_pass_is_calls(
         for name, event in zip(names, (e for e in events if isinstance(e, Arguments)), strict=True):
             schema = next(tool["function"].get("parameters", {}) for tool in TOOLS if tool["function"]["name"] == name)
             jsonschema.validate(json.loads(event.text), schema)
+
+
+@pytest.mark.parametrize("tool_format", ["hermes", "mistral"])
+@pytest.mark.parametrize("parallel", [True, False])
+def test_strict_calls_within_text(
+    tokenizer: Tokenizer, backend: GrammarBackend, tool_format: str, parallel: bool
+) -> None:
+    """With `auto` and strict functions any text may come, but behind the marker only a call of the right form."""
+    tools = [{"function": {**TOOLS[0]["function"], "strict": True}}]
+    use = tool_use(request(tools=tools, parallel_tool_calls=parallel), tokenizer, tool_format)
+    assert use is not None
+    constraint = use.constraint(None, tokenizer)
+    assert constraint is not None
+    grammar = backend.compile(constraint)
+    call = use.tool_format.write([("weather.get", {"city": "Oslo"})])
+    for said, allowed in (
+        ("No call at all.\nReally [] <tool", True),
+        (f"Well. {call}", True),
+        (f"{call}\n{call}", parallel),
+        (f"Then {use.tool_format.marker} nothing", False),
+        (call.replace("city", "town"), False),
+        (call.replace("weather.get", "weather.set"), False),
+    ):
+        matcher = grammar.matcher()
+        matcher.accept(tokenizer.encode(said, add_special_tokens=False))
+        assert (not matcher.error and matcher.complete) == allowed, (said, matcher.error)
+
+
+@pytest.mark.parametrize("in_text", [True, False])
+def test_markers_that_are_special_tokens(tokenizer: Tokenizer, backend: GrammarBackend, in_text: bool) -> None:
+    """They are tokens of the grammar, and their letters are not; here two of the template's play Mistral's."""
+    ids = {MISTRAL_MARKER: 3, MISTRAL_ARGUMENTS: 4}
+
+    def literal(text: str) -> str:
+        return f"<[{ids[text]}]>" if text in ids else grammars.quoted(text)
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    calls = grammars.mistral([Function("f", {"type": "object"})], literal, parallel=True)
+    whole = (
+        grammars.calls_in_text(calls, literal(MISTRAL_MARKER), parallel=True) if in_text else f"start: calls\n{calls}"
+    )
+    grammar = backend.compile(Constraint("grammar", whole))
+    call = [3, *encode("f"), 4, *encode('{"a": 1}')]
+    for said, allowed in (
+        (call, True),
+        ([*call, *call], True),
+        ([*encode("Well."), *call], in_text),
+        ([3, *encode("g"), 4, *encode("{}")], False),
+        ([3, *encode("f{}")], False),
+        (encode("[TOOL_CALLS]f[ARGS]{}"), in_text),
+    ):
+        matcher = grammar.matcher()
+        matcher.accept(said)
+        assert (not matcher.error and matcher.complete) == allowed, (said, matcher.error)
 
 
 def test_calls_or_an_answer(tokenizer: Tokenizer, backend: GrammarBackend) -> None:
