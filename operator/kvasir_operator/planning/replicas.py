@@ -58,7 +58,7 @@ def decide(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -> Dec
     """
     groups = _Groups.of(snapshot, spec)
     wanted = wanted_replicas(spec)
-    bounds, room_due = rollout_bounds(snapshot, spec, groups.new, groups.old, now)
+    bounds, room_due = rollout_bounds(snapshot, spec, groups.new, groups.old, now, moving=groups.moving)
     quota, keep, back = _trial(snapshot, spec, groups, bounds, wanted)
     recall = _to_recall([pod for pod in groups.draining if groups.fits(pod)], quota - len(groups.new))
     new, draining = [*groups.new, *recall], len(groups.draining) - len(recall)
@@ -106,6 +106,11 @@ class _Groups:
     def fits(self, pod: Pod) -> bool:
         """Whether it is as it is to be: of the right revision, or any while paused, and on a node that stays."""
         return (self.held or pod.revision == self.revision) and pod.node not in self.cordoned
+
+    @property
+    def moving(self) -> bool:
+        """Whether pods are replaced, and none of them but for the node that it is on."""
+        return bool(self.old) and all(self.why_leave(pod) is Why.NODE_DRAIN for pod in self.old)
 
     def why(self, snapshot: Snapshot) -> Why:
         """Why newcomers are made."""

@@ -9,6 +9,9 @@ for which it found no node for half a minute waits for room that only an old one
 | InPlace  | any                                            | at least one may miss, no surge |
 | Auto     | no, or not for 30 s                            | maxUnavailable may miss  |
 | Auto     | for 30 s                                       | at least one may miss    |
+
+Replicas that only move off a cordoned node surge by one at least, and none is missing, whatever the strategy: what may
+be missing is left to evictions.
 """
 
 import re
@@ -22,10 +25,15 @@ from kvasir_operator.resources.template_hash import RevisionTemplate
 
 
 def rollout_bounds(
-    snapshot: Snapshot, spec: InferenceServiceSpec, new: list[Pod], old: list[Pod], now: datetime
+    snapshot: Snapshot, spec: InferenceServiceSpec, new: list[Pod], old: list[Pod], now: datetime, *, moving: bool
 ) -> tuple[Bounds, datetime | None]:
-    """The bounds of the next step, and when a pod that waits for room will have waited long enough."""
+    """The bounds of the next step, and when a pod that waits for room will have waited long enough.
+
+    `moving` says that all the old pods are merely where they should not be.
+    """
     bounds = Bounds.of(spec.rollout)
+    if moving:
+        return Bounds(max(1, bounds.max_surge), 0), None
     holders = {pod.revision for pod in old if pod.node and pod.node not in snapshot.cordoned}
     if spec.rollout.strategy == "Surge" or not holders:
         return bounds, None

@@ -306,6 +306,9 @@ def broken_promises(snapshot: Snapshot, actions: Any, now: datetime) -> list[str
     broken = []
     spec, target = snapshot.spec, snapshot.target.name
     wanted, bounds = wanted_replicas(spec), Bounds.of(spec.rollout)
+    old = [pod for pod in snapshot.pods if pod.stays and pod.revision != target]
+    if spec.rollout.paused or not old:  # pods merely move off their nodes
+        bounds = Bounds(max(1, bounds.max_surge), 0)
     serving = {pod.uid for pod in snapshot.pods if pod.stage is Stage.SERVING}
     rolling = any(pod.stays and (pod.revision != target or pod.node in snapshot.cordoned) for pod in snapshot.pods)
     gone = {

@@ -24,7 +24,14 @@ def template(**spec: Any) -> RevisionTemplate:
     return RevisionTemplate.of(service(**spec), Settings())
 
 
-def bounds(new: list[Pod], strategy: str = "Auto", cordoned: frozenset[str] = frozenset(), **spec: Any) -> Any:
+def bounds(
+    new: list[Pod],
+    strategy: str = "Auto",
+    cordoned: frozenset[str] = frozenset(),
+    *,
+    moving: bool = False,
+    **spec: Any,
+) -> Any:
     old = [pod("o", revision="old")]
     made: Snapshot = snapshot(
         [*new, *old],
@@ -34,7 +41,7 @@ def bounds(new: list[Pod], strategy: str = "Auto", cordoned: frozenset[str] = fr
         rollout={"strategy": strategy},
     )
     assert made.spec is not None
-    return rollout_bounds(made, made.spec, new, old, NOW)
+    return rollout_bounds(made, made.spec, new, old, NOW, moving=moving)
 
 
 @pytest.mark.parametrize(
@@ -69,3 +76,9 @@ def test_when_patience_ends() -> None:
 def test_a_cordoned_node_makes_no_room() -> None:
     """What leaves it helps nobody."""
     assert bounds([pending()], cordoned=frozenset({"node-1"}))[0] == Bounds(1, 0)
+
+
+@pytest.mark.parametrize("strategy", ["Auto", "Surge", "InPlace"])
+def test_a_move_surges_and_leaves_what_may_be_missing_to_evictions(strategy: str) -> None:
+    """Whatever the strategy."""
+    assert bounds([pending()], strategy, moving=True)[0] == Bounds(1, 0)
