@@ -8,7 +8,7 @@ from typing import Any, Final
 from kvasir_operator.api.conditions import Reason
 from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.cluster import MERGE_PATCH, REVISIONS, Cluster
-from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError
+from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError, PodError
 from kvasir_operator.planning.actions import CompareGoldens, DropRevision, KeepRevision, MarkRevision, RevisionAction
 from kvasir_operator.planning.failures import TABLE
 from kvasir_operator.planning.goldens import Scored, compare
@@ -21,6 +21,8 @@ from kvasir_operator.store import Store, owner_uid
 
 GOLDENS_AT_ONCE: Final = 4
 """Golden prompts that one pod works on at the same time: it also has users."""
+GOLDENS_SECONDS: Final = 90.0
+"""Time for all of them; the service's task waits for it."""
 
 
 class RevisionKeeper:
@@ -89,10 +91,14 @@ class RevisionKeeper:
 
     async def _compare(self, snapshot: Snapshot, action: CompareGoldens, token: str) -> None:
         """Ask both pods, and note that they agree, or that the new revision is given up."""
-        before, after = await asyncio.gather(
-            self._ask(snapshot, action.against_ip, action.against_revision, action.prompts, token),
-            self._ask(snapshot, action.ip, action.revision, action.prompts, token),
-        )
+        try:
+            async with asyncio.timeout(GOLDENS_SECONDS):
+                before, after = await asyncio.gather(
+                    self._ask(snapshot, action.against_ip, action.against_revision, action.prompts, token),
+                    self._ask(snapshot, action.ip, action.revision, action.prompts, token),
+                )
+        except TimeoutError as error:
+            raise PodError(0, f"golden prompts were not answered within {GOLDENS_SECONDS:g} s") from error
         found = compare(action.prompts, before, after, action.tolerance)
         if found.agree:
             marks = {names.GOLDEN_ANNOTATION: found.message}

@@ -1,5 +1,6 @@
 """Rollouts on a cluster in memory, with the real loop: history, going back, pauses, canaries, golden prompts, room."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -326,6 +327,26 @@ async def test_golden_prompts(score: float, kept_back: bool) -> None:
     assert progressing(loop) == ("False", "RolledBack" if kept_back else "Converged")
     if kept_back:
         assert loop.condition("Degraded")["reason"] == "GoldenPromptsDiffer"
+
+
+async def test_golden_prompts_that_are_not_answered_hold_the_rollout_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new pod takes no traffic; why is shown; it goes on when they are answered."""
+    rollout = {"autoRollback": {"goldenPrompts": ["one two three"]}}
+    loop = await settled(replicas=1, rollout=rollout)
+    old = revision(loop)
+
+    async def hang(*_: str) -> None:
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.scraper, "score", hang)
+        patch.setattr("kvasir_operator.revision_keeper.GOLDENS_SECONDS", 0.01)
+        loop.change(model=OTHER)
+        await loop.run(30)
+    assert all(pod.serving_gate is None for pod in loop.pods() if pod.revision != old)
+    assert "golden prompts were not answered within" in loop.condition("Degraded")["message"]
+    await loop.settle()
+    assert pods_of(loop, old) == []
 
 
 # --- Room, nodes, evictions
