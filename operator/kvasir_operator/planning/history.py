@@ -69,7 +69,7 @@ def _note_progress(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, 
     if tried is None:
         return []
     found = (
-        _pause(tried, spec, now)
+        _pause(tried, now, paused=spec.rollout.paused or wanted == 0)
         or _failure(tried, judge(snapshot, spec, wanted, now).failure)
         or _canary(snapshot, spec, tried, wanted, now)
     )
@@ -77,18 +77,19 @@ def _note_progress(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, 
 
 
 def _complete(snapshot: Snapshot, spec: InferenceServiceSpec, target: Revision, wanted: int) -> bool:
-    """Whether all replicas are of the revision and serve, and no step of a canary is left."""
+    """Whether all replicas are of the revision, those that found a node serve, and no step of a canary is left."""
     staying = [pod for pod in snapshot.pods if pod.stays]
-    serving = [pod for pod in staying if pod.stage is Stage.SERVING]
-    whole = all(pod.revision == target.name for pod in staying) and len(serving) >= wanted > 0
-    return whole and canary_step(snapshot, spec) is None
+    placed = [pod for pod in staying if pod.node]
+    whole = len(staying) >= wanted > 0 and all(pod.revision == target.name for pod in staying)
+    serving = bool(placed) and all(pod.stage is Stage.SERVING for pod in placed)
+    return whole and serving and canary_step(snapshot, spec) is None
 
 
-def _pause(tried: Revision, spec: InferenceServiceSpec, now: datetime) -> MarkRevision | None:
-    """Note a pause, so that the deadline counts anew when it is over."""
-    if spec.rollout.paused and not tried.paused:
+def _pause(tried: Revision, now: datetime, *, paused: bool) -> MarkRevision | None:
+    """Note a pause, so that the deadline counts anew when it is over. With no replicas nothing can get on either."""
+    if paused and not tried.paused:
         return MarkRevision(tried.name, tried.uid, {names.PAUSED_ANNOTATION: "true"}, Why.PAUSED)
-    if tried.paused and not spec.rollout.paused:
+    if tried.paused and not paused:
         marks: Marks = {names.PAUSED_ANNOTATION: None, names.PROGRESS_ANNOTATION: format_time(now)}
         return MarkRevision(tried.name, tried.uid, marks, Why.RESUMED)
     return None

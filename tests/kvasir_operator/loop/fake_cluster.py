@@ -146,6 +146,7 @@ class FakeCluster:
             self._kubelet_ready(found)
         else:
             merge(found, body)
+            found["metadata"]["generation"] = found["metadata"].get("generation", 0) + (subresource == "scale")
         return self._after(self.store(address, found, "MODIFIED"))
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str, grace_s: int | None = None) -> Manifest:

@@ -256,6 +256,20 @@ async def test_pause_and_resume() -> None:
     assert pods_of(loop, old) == []
 
 
+async def test_a_revision_that_waits_at_zero_replicas_has_its_whole_deadline() -> None:
+    """Counted from when replicas are wanted."""
+    loop = await settled(replicas=1, rollout={"progressDeadline": "2m"})
+    loop.change(replicas=0)
+    await loop.settle()
+    loop.change(model=OTHER)
+    await loop.run(600, step=10)
+    loop.change(replicas=1)
+    await loop.settle()
+    await loop.turn()
+    assert progressing(loop) == ("False", "Converged")
+    assert loop.condition("Degraded")["status"] == "False"
+
+
 async def test_a_pause_in_the_middle() -> None:
     """The mixture stays as it is."""
     loop = await settled(replicas=3)
@@ -378,6 +392,8 @@ async def test_auto_in_a_cluster_that_is_too_small_anyway() -> None:
     await loop.run(600)
     assert pods_of(loop, old) == []
     assert sum(pod.stage is Stage.SERVING for pod in loop.pods()) == 2
+    await loop.run(1800, step=10)
+    assert pods_of(loop, old) == [], "what lacks room is no failure of the revision"
 
 
 async def test_surge_waits_for_room() -> None:
