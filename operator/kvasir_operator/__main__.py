@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version as installed_version
+from pathlib import Path
 
 import kopf
 import uvloop
@@ -13,6 +14,7 @@ import uvloop
 from kvasir_operator import metrics
 from kvasir_operator.errors import ApiError, LeadershipLostError
 from kvasir_operator.handlers import watch
+from kvasir_operator.inspection_commands import CommandError, explain_service, replay_file
 from kvasir_operator.process import run
 from kvasir_operator.settings import Settings, SettingsError, env_name, unknown_variables
 
@@ -32,6 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         case "settings":
             print(describe_settings())
             return 0
+        case "explain":
+            return _explain(arguments.service)
+        case "replay":
+            return _replay(arguments.file)
         case _:
             return _run()
 
@@ -43,11 +49,37 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings are environment variables: `kvasir-operator settings` lists them. The cluster is the one of "
         "KUBECONFIG, else that of the pod it runs in, else the one of ~/.kube/config.",
     )
-    commands = parser.add_subparsers(dest="command", metavar="run|settings|version")
+    commands = parser.add_subparsers(dest="command", metavar="run|explain|replay|settings|version")
     commands.add_parser("run", help="look after InferenceServices until stopped (the default)")
+    explain = commands.add_parser("explain", help="say why a service has as many replicas as it has")
+    explain.add_argument("service", metavar="NAMESPACE/NAME")
+    replay = commands.add_parser("replay", help="make recorded scaling decisions again, and compare")
+    replay.add_argument(
+        "file", type=Path, help="the operator's log as JSON lines, or InferenceServices as JSON; -: standard input"
+    )
     commands.add_parser("settings", help="list the environment variables, their defaults and meaning")
     commands.add_parser("version", help="print the version")
     return parser
+
+
+def _explain(service: str) -> int:
+    try:
+        print(uvloop.run(explain_service(service)))
+    except CommandError as error:
+        print(error, file=sys.stderr)
+        return USAGE_ERROR
+    except (ApiError, OSError) as error:
+        print(f"{service}: {error}", file=sys.stderr)
+        return FAILURE
+    return 0
+
+
+def _replay(file: Path) -> int:
+    try:
+        return replay_file(file)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"{file}: {error}", file=sys.stderr)
+        return USAGE_ERROR
 
 
 def describe_settings() -> str:
