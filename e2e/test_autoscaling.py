@@ -68,7 +68,7 @@ def load(base: str) -> Iterator[Seen]:
 
 
 def scaled_service(model_uri: str) -> Object:
-    """1,008 tokens of KV cache a replica, where six answers of 300 tokens want about as many; no replicas of its own."""
+    """1,008 tokens of KV cache a replica; six answers of 300 tokens want about as many. The manifest has no replicas."""
     made = services.inference_service(
         "tiny",
         model_uri,
@@ -110,7 +110,7 @@ def command(environment: Environment, *args: str, stdin: str = "") -> str:
 def test_pressure_on_the_cache_adds_a_replica_and_its_end_takes_it_away(
     environment: Environment, kubectl: Kubectl, model_uri: str
 ) -> None:
-    """The operator is killed on the way up and on the way down; no request fails, and every decision can be replayed."""
+    """The operator is killed on the way up and on the way down; no request fails, and decisions can be replayed."""
     kubectl.apply(scaled_service(model_uri))
     services.wait_ready(kubectl, "tiny")
     with services.endpoint(environment, kubectl, "tiny") as base:
