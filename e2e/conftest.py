@@ -65,7 +65,7 @@ def kubectl(environment: Environment, request: pytest.FixtureRequest) -> Iterato
 def diagnostics(kubectl: Kubectl) -> str:
     """What a person would look at first: objects, events, the pods' logs and the operator's."""
     parts = [
-        _shown(kubectl, "get", "isvc,pods,services,controllerrevisions", "-o", "wide"),
+        _shown(kubectl, "get", "isvc,pods,services,controllerrevisions,poddisruptionbudgets", "-o", "wide"),
         _shown(kubectl, "get", "isvc", "-o", "yaml"),
         _shown(kubectl, "get", "events", "--sort-by=.lastTimestamp"),
         _shown(kubectl, "describe", "pods"),

@@ -132,7 +132,10 @@ def endpoint(environment: Environment, kubectl: Kubectl, name: str) -> Iterator[
         yield f"http://127.0.0.1:{port[1]}"
 
 
-LEFTOVER_KINDS = "pods,services,secrets,configmaps,endpoints,controllerrevisions.apps,leases.coordination.k8s.io"
+LEFTOVER_KINDS = (
+    "pods,services,secrets,configmaps,endpoints,controllerrevisions.apps,poddisruptionbudgets.policy,"
+    "leases.coordination.k8s.io"
+)
 
 
 def wait_gone(kubectl: Kubectl, name: str, timeout: float = 90) -> None:
