@@ -6,7 +6,7 @@ from kvasir_runtime.engine.messages import EngineOutput, FinishReason
 from kvasir_runtime.request import Request
 from kvasir_runtime.structured.compiler import GrammarCompiler
 from kvasir_runtime.structured.constraint import Constraint
-from kvasir_runtime.structured.grammar import Grammar, GrammarError
+from kvasir_runtime.structured.grammar import Grammar, GrammarBusyError, GrammarError
 
 WAIT_S = 0.005
 """How long a step without other work waits for grammars that are being compiled."""
@@ -52,7 +52,8 @@ class GrammarQueue:
         for request_id, outcome in self._compiler.take_ready().items():
             group = self._groups.pop(request_id)
             if isinstance(outcome, GrammarError):
-                refused += [failure(request, str(outcome)) for request in group]
+                passes = isinstance(outcome, GrammarBusyError)
+                refused += [failure(request, str(outcome), passes=passes) for request in group]
                 continue
             for request in group:
                 request.grammar = outcome
@@ -60,7 +61,7 @@ class GrammarQueue:
         return compiled, refused
 
 
-def failure(request: Request, reason: str) -> EngineOutput:
+def failure(request: Request, reason: str, *, passes: bool = False) -> EngineOutput:
     """The last output of a sequence that its constraint keeps from having another."""
     constraint = request.sampling.constraint
     return EngineOutput(
@@ -70,4 +71,5 @@ def failure(request: Request, reason: str) -> EngineOutput:
         FinishReason.ERROR,
         error=reason,
         error_field="" if constraint is None else constraint.field,
+        error_passes=passes,
     )

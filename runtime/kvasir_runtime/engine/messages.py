@@ -107,7 +107,7 @@ class EngineOutput:
 
     The last one of a sequence carries `finish_reason`; `stop_token_id` is the token that ended it, if one did.
     `cached_tokens` (prompt tokens taken from the prefix cache) is set on the first output. `error` says why a request
-    could not be served, `error_field` which of its fields is the reason.
+    could not be served, `error_field` which of its fields is the reason; where `error_passes` it may be sent again.
     """
 
     request_id: str
@@ -120,6 +120,7 @@ class EngineOutput:
     cached_tokens: int | None = None
     error: str = ""
     error_field: str = ""
+    error_passes: bool = False
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,16 @@ from kvasir_runtime.engine.async_engine import OutputStream
 from kvasir_runtime.engine.detokenizer import Detokenizer
 from kvasir_runtime.engine.messages import EngineOutput, EngineRequest, FinishReason, TokenLogprobs
 from kvasir_runtime.sampling_params import SamplingParams
-from kvasir_runtime.server.errors import bad_request
+from kvasir_runtime.server.errors import bad_request, unavailable
 from kvasir_runtime.server.replies import PromptTokensDetails, Usage
 from kvasir_runtime.server.service import Service
 from kvasir_runtime.structured.compiler import COMPILE_LIMIT_S
 
 FIRST_OUTPUT_WAIT_S = 5.0
 """A stream's headers wait this long for the first token, so that what fails at once fails with a proper status."""
+
+BUSY_RETRY_AFTER_S = 2.0
+"""When a request may come again that was refused for the work of others."""
 
 GRAMMAR_WAIT_S = FIRST_OUTPUT_WAIT_S + COMPILE_LIMIT_S
 """Likewise where a grammar may turn out to be wrong."""
@@ -232,4 +235,6 @@ class Generation:
 def _raise_refusal(output: EngineOutput) -> None:
     if output.finish_reason is FinishReason.ERROR:
         field, reason = output.error_field, output.error or "the engine refused the request"
+        if output.error_passes:
+            raise unavailable(f"{field} {reason}".strip(), "overloaded", BUSY_RETRY_AFTER_S)
         raise bad_request(f"{field} {reason}".strip(), field or None, "invalid_value" if field else None)

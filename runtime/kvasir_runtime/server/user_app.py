@@ -33,6 +33,7 @@ from kvasir_runtime.server.replies import (
     VersionReply,
 )
 from kvasir_runtime.server.service import Service, encode
+from kvasir_runtime.server.tools.use import tool_format
 from kvasir_runtime.version import version
 
 _ERRORS: dict[int | str, dict[str, object]] = {
@@ -140,6 +141,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
                 add_generation_prompt=body.add_generation_prompt,
                 variables=body.chat_template_kwargs,
                 tools=body.tools,
+                tool_format=tool_format(tokenizer, service.args.tool_call_parser) if body.tools else None,
             )
         special = body.messages is None if body.add_special_tokens is None else body.add_special_tokens
         ids = await encode(tokenizer, text, add_special_tokens=special)

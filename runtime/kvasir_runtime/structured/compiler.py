@@ -11,7 +11,7 @@ from threading import Barrier, get_native_id, stack_size
 from typing import Final
 
 from kvasir_runtime.structured.constraint import Constraint
-from kvasir_runtime.structured.grammar import Grammar, GrammarError
+from kvasir_runtime.structured.grammar import Grammar, GrammarBusyError, GrammarError
 
 COMPILE_LIMIT_S: Final = 10.0
 """How long a request waits for its grammar, at most; a schema of 110 kB takes a tenth of a second."""
@@ -67,7 +67,7 @@ class GrammarCompiler:
             self._cache.move_to_end(constraint)
             self._ready[key] = known
         elif constraint not in self._futures and len(self._futures) >= MAX_PENDING:
-            self._ready[key] = GrammarError(f"cannot be compiled now: {MAX_PENDING} others wait for that; try again")
+            self._ready[key] = GrammarBusyError(f"cannot be compiled now: {MAX_PENDING} others wait for that")
         else:
             future = self._futures.get(constraint) or self._start(constraint)
             self._waiting[key] = _Waiting(future, now + COMPILE_LIMIT_S)
@@ -87,7 +87,7 @@ class GrammarCompiler:
             if waiting.future.done():
                 self._ready[key] = _outcome(waiting.future)
             elif now > waiting.deadline:
-                self._ready[key] = GrammarError(f"takes more than {COMPILE_LIMIT_S:g} s to compile: simplify it")
+                self._ready[key] = _too_late(waiting.future)
             else:
                 continue
             del self._waiting[key]
@@ -120,6 +120,12 @@ class GrammarCompiler:
         while len(self._cache) > MAX_CACHED or self._cached_bytes > MAX_CACHED_BYTES:
             forgotten, _ = self._cache.popitem(last=False)
             self._cached_bytes -= len(forgotten.text)
+
+
+def _too_late(future: "Future[Grammar]") -> GrammarError:
+    if future.running():
+        return GrammarError(f"takes more than {COMPILE_LIMIT_S:g} s to compile: simplify it")
+    return GrammarBusyError(f"was not compiled within {COMPILE_LIMIT_S:g} s, as others were before it")
 
 
 def _outcome(future: "Future[Grammar]") -> Outcome:

@@ -28,6 +28,10 @@ class GrammarError(ValueError):
     """A constraint that cannot be compiled; the message is meant for the client."""
 
 
+class GrammarBusyError(GrammarError):
+    """No fault of the constraint: too many others are being compiled."""
+
+
 @dataclass(frozen=True)
 class Matcher:
     """One sequence's place in its grammar. Not for several threads at once."""

@@ -84,16 +84,16 @@ def tool_use(body: ChatCompletionRequest, tokenizer: Tokenizer, parser: str | No
     _check_names(functions)
     if choice == "none":
         return None
-    tool_format = _format(tokenizer, parser)
+    used = tool_format(tokenizer, parser)
     if isinstance(choice, NamedToolChoice):
         wanted = tuple(function for function in functions if function.name == choice.function.name)
         if not wanted:
             known = ", ".join(function.name for function in functions)
             msg = f"tool_choice.function.name must be one of {known}, got {choice.function.name!r}"
             raise bad_request(msg, "tool_choice.function.name", "invalid_value")
-        return ToolUse(tool_format, wanted, "named", parallel=False)
+        return ToolUse(used, wanted, "named", parallel=False)
     how: Literal["auto", "required"] = "required" if choice == "required" else "auto"
-    return ToolUse(tool_format, functions, how, parallel=body.parallel_tool_calls is not False)
+    return ToolUse(used, functions, how, parallel=body.parallel_tool_calls is not False)
 
 
 def _function(tool: Tool) -> Function:
@@ -117,7 +117,8 @@ def _check_names(functions: tuple[Function, ...]) -> None:
         seen.add(function.name)
 
 
-def _format(tokenizer: Tokenizer, parser: str | None) -> ToolFormat:
+def tool_format(tokenizer: Tokenizer, parser: str | None) -> ToolFormat:
+    """The flag's format, else the one that the template tells; raises ApiError (400) when that is not known."""
     if parser is not None:
         return FORMATS[parser]
     found = detect(tokenizer.template_source)
