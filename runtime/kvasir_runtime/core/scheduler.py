@@ -4,7 +4,8 @@ One rule: every running sequence wants to bring `num_computed_tokens` up to `num
 
 - The step has a budget of `max_num_batched_tokens`. Decodes (one token missing) come first, then prompts under way,
   then new requests, so that a long prompt is computed in chunks beside the decodes. `prefer_prefill` puts decodes last.
-- A request is admitted when a seat is free and all its blocks fit beside one more block for each that runs.
+- A request is admitted when a seat is free and all its blocks fit beside one more block for each that runs; where every
+  layer has a window, those of a window and a step are enough.
 - A request with an adapter needs a slot for it, and the adapter in memory (`core/adapter_slots.py`). While it waits
   for these, others that need no other slot may pass it, but no more than `MAX_OVERTAKERS` in all.
 - When a running sequence finds no block, the last in the order of service is preempted: its blocks are given back
