@@ -17,6 +17,7 @@ from kvasir_runtime.engine.llm_engine import Completion, LLMEngine
 from kvasir_runtime.engine.messages import EngineRequest, FinishReason
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.structured.constraint import Constraint
+from kvasir_runtime.structured.grammar import GrammarBackend, mask_bytes
 from kvasir_runtime.tokenizer import Tokenizer
 
 TINY_LLAMA = Path(__file__).parents[2] / "models" / "tiny-llama"
@@ -252,6 +253,7 @@ sys.modules["llguidance"] = None
 import kvasir_runtime.engine.engine_core, kvasir_runtime.worker.sampler
 from pathlib import Path
 from kvasir_runtime.structured.constraint import Constraint
+from kvasir_runtime.structured.grammar import GrammarBackend, mask_bytes
 from kvasir_runtime.structured.grammar import GrammarBackend
 GrammarBackend(Path("."), 10, [1]).compile(Constraint("regex", "a"))
 """
@@ -290,3 +292,40 @@ def test_aborts_while_compiling(engine: LLMEngine) -> None:
     engine.core.abort_requests(["gone"])
     assert not engine.core.has_work()
     assert engine.core.stats().waiting == 0
+
+
+def test_a_tokenizer_with_byte_fallback(tmp_path: Path) -> None:
+    """Vocabularies in SentencePiece's manner: spaces are U+2581, rare characters are tokens of their bytes."""
+    import numpy as np
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import decoders, models, normalizers
+
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *'▁ab{}":,é', "▁a", "ab"]
+    vocab = {piece: number for number, piece in enumerate(pieces)}
+    merges = [("▁", "a"), ("a", "b")]
+    fast = FastTokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    fast.normalizer = normalizers.Replace(" ", "▁")
+    fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    fast.add_special_tokens(["<unk>", "<s>", "</s>"])
+    fast.save(str(tmp_path / "tokenizer.json"))
+    backend = GrammarBackend(tmp_path, len(vocab) + 5, [vocab["</s>"]])
+    matcher = backend.compile(Constraint("regex", '"[ab ]*é龘"')).matcher()
+
+    def allowed() -> set[int]:
+        bits = np.zeros((1, mask_bytes(len(vocab) + 5)), dtype=np.uint8)
+        backend.fill_masks([matcher], bits.ctypes.data)
+        return set(np.flatnonzero(np.unpackbits(bits, bitorder="little")).tolist())
+
+    for token, next_ones in (
+        ('"', {"▁", "a", "b", "é", "▁a", "ab", "<0x20>", "<0x61>", "<0x62>", "<0xC3>"}),
+        ("▁a", {"▁", "a", "b", "é", "▁a", "ab", "<0x20>", "<0x61>", "<0x62>", "<0xC3>"}),
+        ("<0xC3>", {"<0xA9>"}),
+        ("<0xA9>", {"<0xE9>"}),
+        ("<0xE9>", {"<0xBE>"}),
+        ("<0xBE>", {"<0x98>"}),
+        ("<0x98>", {'"'}),  # what is forced comes as the tokenizer would cut it
+        ('"', {"</s>"}),
+    ):
+        matcher.accept([vocab[token]])
+        assert allowed() == {vocab[piece] for piece in next_ones}, token
+    assert matcher.complete
