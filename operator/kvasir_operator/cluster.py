@@ -8,6 +8,7 @@ Every write first asks the fence whether this process still leads.
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,6 +29,9 @@ JSON: Final = "application/json"
 MERGE_PATCH: Final = "application/merge-patch+json"
 STRATEGIC_PATCH: Final = "application/strategic-merge-patch+json"
 APPLY_PATCH: Final = "application/apply-patch+yaml"
+YAML: Final = "application/yaml"
+"""What the API server reads in it, it writes down in a form of its own, raw parts included: blanks and the order of
+keys stay the same when the object is patched. `data` of a ControllerRevision must not change by a byte."""
 
 METADATA_ONLY: Final = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
@@ -108,8 +112,8 @@ class Cluster:
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
         return await self._request("GET", kind, self._path(kind, namespace, name))
 
-    async def create(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
-        return await self._write("POST", kind, self._path(kind, namespace), body)
+    async def create(self, kind: Kind, namespace: str, body: Manifest, content_type: str = JSON) -> Manifest:
+        return await self._write("POST", kind, self._path(kind, namespace), body, content_type=content_type)
 
     async def apply(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
         """Server-side apply: fields in `body` become ours, others stay as they are."""
@@ -158,11 +162,12 @@ class Cluster:
         accept: str = JSON,
     ) -> Manifest:
         headers = {"Accept": accept, "Content-Type": content_type}
+        sent = json.dumps(body, ensure_ascii=False) if content_type == YAML else body  # JSON is YAML
         code = 0
         with metrics.API_SECONDS.labels(method, kind.plural).time():
             try:
                 prepared = await self._client.param_serialize(
-                    method, path, query_params=list((query or {}).items()), header_params=headers, body=body,
+                    method, path, query_params=list((query or {}).items()), header_params=headers, body=sent,
                     auth_settings=["BearerToken"],
                 )  # fmt: skip
                 answer = await self._client.call_api(*prepared, _request_timeout=self._timeout)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from kvasir_operator.api.conditions import Reason
 from kvasir_operator.api.v1alpha1 import ObjectMeta
-from kvasir_operator.cluster import MERGE_PATCH, REVISIONS, Cluster
+from kvasir_operator.cluster import MERGE_PATCH, REVISIONS, YAML, Cluster
 from kvasir_operator.errors import CONFLICT, PRECONDITION_FAILED, ApiError, PodError
 from kvasir_operator.planning.actions import CompareGoldens, DropRevision, KeepRevision, MarkRevision, RevisionAction
 from kvasir_operator.planning.failures import TABLE
@@ -51,7 +51,7 @@ class RevisionKeeper:
         assert template is not None, "no revision is kept of a spec that cannot be read"
         manifest = build_revision(meta, template, action.revision, action.number, action.marks)
         try:
-            made = await self._cluster.create(REVISIONS, meta.namespace, manifest)
+            made = await self._cluster.create(REVISIONS, meta.namespace, manifest, YAML)
         except ApiError as error:
             if not error.already_exists:
                 raise

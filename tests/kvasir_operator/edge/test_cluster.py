@@ -5,10 +5,11 @@ import json
 from collections.abc import AsyncIterator
 
 import pytest
+import yaml
 from aiohttp import web
 from kubernetes.aio.client import ApiClient, Configuration
 
-from kvasir_operator.cluster import BUDGETS, MERGE_PATCH, PODS, SERVICES_OF_OURS, Cluster, Kind
+from kvasir_operator.cluster import BUDGETS, MERGE_PATCH, PODS, REVISIONS, SERVICES_OF_OURS, YAML, Cluster, Kind
 from kvasir_operator.errors import ApiError, LeadershipLostError
 from tests.kvasir_operator.edge.conftest import Recorder
 
@@ -48,6 +49,15 @@ async def test_the_served_version_of_a_group_is_found_out(server: Recorder, clus
         f"/apis/{version}/namespaces/n/poddisruptionbudgets/x",
     ]
     assert (cluster.version_of(BUDGETS), cluster.version_of(PODS)) == (version, "v1")
+
+
+async def test_what_must_not_change_by_a_byte_is_sent_as_yaml(server: Recorder, cluster: Cluster) -> None:
+    """The API server then writes it in its own form. It is JSON all the same, which YAML reads alike."""
+    server.answers = [web.json_response({})]
+    body = {"metadata": {"name": "r"}, "data": {"b": "ü😀", "a": [1, True, None]}}
+    await cluster.create(REVISIONS, "n", body, YAML)
+    assert server.requests[0]["headers"]["Content-Type"].startswith("application/yaml")
+    assert json.loads(server.requests[0]["body"]) == yaml.safe_load(server.requests[0]["body"]) == body
 
 
 async def test_lists_come_in_pages(server: Recorder, cluster: Cluster) -> None:

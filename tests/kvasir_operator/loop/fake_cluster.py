@@ -104,7 +104,7 @@ class FakeCluster:
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
         return copy.deepcopy(self._find(kind, namespace, name))
 
-    async def create(self, kind: Kind, namespace: str, body: Manifest) -> Manifest:
+    async def create(self, kind: Kind, namespace: str, body: Manifest, content_type: str = "") -> Manifest:
         address = (kind, namespace, body["metadata"]["name"])
         self._before("create", address)
         if address in self.objects:
