@@ -34,11 +34,14 @@ from kvasir_operator.planning.status import make_status
 from kvasir_operator.scaling.record import LOG_KEY
 from kvasir_operator.scaling.windows import Memory
 from kvasir_operator.settings import Settings
+from kvasir_operator.slots import Slots
 from kvasir_operator.status_writer import StatusWriter
 from kvasir_operator.store import ServiceKey, Store
 
 log = logging.getLogger(__name__)
 
+PRECEDENCE_SECONDS: Final = 120.0
+"""How far a service that has been moving for long may go before one that began now."""
 EAGER_TURNS: Final = 5
 """Turns in a row that may follow each other at once because something was done; then they wait like failures."""
 
@@ -56,6 +59,7 @@ class _Service:
     eager: int = 0
     errors: int = 0
     stages: Counter[str] = field(default_factory=Counter)
+    moving_since: float | None = None
 
 
 class Reconciler:
@@ -79,7 +83,7 @@ class Reconciler:
         self._settings = settings
         self._clock = clock
         self._pace = Pace(settings.scrape_seconds, max(settings.scrape_seconds, settings.resync_seconds))
-        self._slots = asyncio.Semaphore(settings.max_concurrent_reconciles)
+        self._slots = Slots(settings.max_concurrent_reconciles)
         self._services: dict[ServiceKey, _Service] = {}
         self._tasks: dict[ServiceKey, asyncio.Task[None]] = {}
         self._started = False
@@ -154,7 +158,7 @@ class Reconciler:
     async def _guarded_turn(self, key: ServiceKey, service: _Service) -> float | None:
         """One turn when a slot is free; an error is shown and the turn tried again later. None: the service is gone."""
         with metrics.WAITING.track_inprogress():
-            await self._slots.acquire()
+            await self._slots.acquire(_rank(service, time.monotonic()))
         started = time.perf_counter()
         try:
             wait = await self._turn(key, service)
@@ -171,6 +175,8 @@ class Reconciler:
             self._slots.release()
             metrics.RECONCILE_SECONDS.observe(time.perf_counter() - started)
         service.errors = 0
+        if service.rested:
+            service.moving_since = None
         metrics.RECONCILES.labels("done" if wait is not None else "gone").inc()
         return wait
 
@@ -284,6 +290,13 @@ class Reconciler:
         for stage in service.stages.keys() | stages.keys():
             metrics.PODS.labels(stage).inc(stages[stage] - service.stages[stage])
         service.stages = stages
+
+
+def _rank(service: _Service, now: float) -> float:
+    """Since when the service has been moving: what began first ends first. What never rests has no precedence."""
+    if service.moving_since is None:
+        service.moving_since = now
+    return max(service.moving_since, now - PRECEDENCE_SECONDS)
 
 
 async def _wait(woken: asyncio.Event, seconds: float) -> None:
