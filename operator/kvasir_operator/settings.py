@@ -142,10 +142,11 @@ class Settings(BaseModel):
 
     # How often it looks
     resync_seconds: Seconds = Field(
-        default=30.0,
+        default=60.0,
         ge=1,
         le=3600,
-        description="Time between two looks at a service of which no event came. Heals what a lost event left behind.",
+        description="Time between two looks at a service of which no event came and where nothing runs. Heals what a lost "
+        "event left behind; asking the engines is what thousands of idle services cost.",
     )
     scrape_seconds: Seconds = Field(
         default=5.0,
