@@ -3,10 +3,12 @@
 Run from `runtime/`: `python -m benchmarks.lora [--targets 'query and value'] [--quantization int8]`. Without `--model`
 it takes the checkpoint of the peers benchmark (0.3 billion parameters), made once. Adapters have random weights;
 prompts are random and new in every round, so that nothing is cached. One engine in this process serves both sides;
-figures are medians over the rounds, with lowest and highest. Prints Markdown.
+figures are medians over the rounds, with lowest and highest. Rounds are short and many, so that what else runs on the
+machine meets both sides of a pair; the share of CPU time says what it costs whatever else runs. Prints Markdown.
 """
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -39,6 +41,7 @@ TARGETS: Final = {"every linear layer": ("",), "query and value": ("q_proj", "v_
 """How the names of an adapter's layers end."""
 NUM_ADAPTERS: Final = 8
 RANK: Final = 16
+LEAST_ROUNDS: Final = 3
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,15 @@ class Load:
     output: int
 
 
-LOADS: Final = (Load("prefill and decode", 16, 256, 64), Load("decode", 8, 32, 128))
+LOADS: Final = (Load("prefill and decode", 16, 32, 8), Load("decode", 8, 8, 16))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Output tokens per second of time, and per second of this process's CPU time."""
+
+    wall: float
+    cpu: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,9 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(
         f"{torch.get_num_threads()} threads; {NUM_ADAPTERS} adapters of rank {RANK}, {args.targets}: {size >> 20} MiB\n"
     )
-    print("| load | base tokens/s | adapters tokens/s | share |\n|---|---|---|---|")
+    print("| load | base tokens/s | adapters tokens/s | share of speed | share per CPU time | rounds |")
+    print("|---|---|---|---|---|---|")
     for each in LOADS if args.load is None else [load for load in LOADS if load.name == args.load]:
-        print(row(each, *measure(core, each, digests, args.rounds)), flush=True)
+        print(row(each, *measure(core, each, digests, args.seconds)), flush=True)
     return 0
 
 
@@ -109,38 +121,46 @@ def write_adapter(folder: Path, targets: dict[str, Projection], seed: int, which
     (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
-def measure(core: EngineCore, load: Load, digests: list[str], rounds: int) -> tuple[list[float], list[float]]:
-    """Output tokens per second of the base model and of the adapters, round by round; a first round warms up."""
-    sides: tuple[list[float], list[float]] = ([], [])
-    for number in range(rounds + 1):
+def measure(core: EngineCore, load: Load, digests: list[str], seconds: float) -> tuple[list[Speed], list[Speed]]:
+    """Speeds of the base model and of the adapters, round by round for so long; a first round warms up."""
+    sides: tuple[list[Speed], list[Speed]] = ([], [])
+    end = time.monotonic() + seconds
+    for number in itertools.count():
+        if number > LEAST_ROUNDS and time.monotonic() > end:
+            break
         order = (0, 1) if number % 2 else (1, 0)
         for side in order:
             speed = run(core, load, digests if side else [""], seed=2 * number + side)
-            side_name = "adapters" if side else "base"
-            print(f"{load.name}, round {number}, {side_name}: {speed:.1f} tokens/s", file=sys.stderr, flush=True)
             if number:
                 sides[side].append(speed)
     return sides
 
 
-def run(core: EngineCore, load: Load, digests: list[str], seed: int) -> float:
-    """All requests at once, each with the next adapter; output tokens per second."""
+def run(core: EngineCore, load: Load, digests: list[str], seed: int) -> Speed:
+    """All requests at once, each with the next adapter."""
     sampling = SamplingParams(temperature=0.0, max_tokens=load.output, ignore_eos=True)
     prompts = random_prompts(load.requests, load.prompt, core.ready.vocab_size, seed)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     for number, prompt in enumerate(prompts):
         digest = digests[number % len(digests)]
         core.add_request(EngineRequest(str(number), prompt, sampling, time.monotonic(), adapter_digest=digest))
     while core.has_work():
         core.step()
-    return load.requests * load.output / (time.perf_counter() - start)
+    tokens = load.requests * load.output
+    return Speed(tokens / (time.perf_counter() - start), tokens / (time.process_time() - cpu_start))
 
 
-def row(load: Load, base: list[float], adapters: list[float]) -> str:
+def row(load: Load, base: list[Speed], adapters: list[Speed]) -> str:
     """Shares are of the same round, so that what the machine does otherwise weighs on both sides."""
-    shares = [theirs / ours for ours, theirs in zip(base, adapters, strict=True)]
-    sizes = f"{load.name}: {load.requests} x {load.prompt} in, {load.output} out"
-    return f"| {sizes} | {_spread(base)} | {_spread(adapters)} | {_spread([100 * share for share in shares])} % |"
+    pairs = list(zip(base, adapters, strict=True))
+    cells = [
+        f"{load.name}: {load.requests} x {load.prompt} in, {load.output} out",
+        _spread([ours.wall for ours in base]),
+        _spread([theirs.wall for theirs in adapters]),
+        _spread([100 * theirs.wall / ours.wall for ours, theirs in pairs]) + " %",
+        _spread([100 * theirs.cpu / ours.cpu for ours, theirs in pairs]) + " %",
+    ]
+    return f"| {' | '.join(cells)} | {len(pairs)} |"
 
 
 def _spread(values: list[float]) -> str:
@@ -153,7 +173,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--targets", choices=list(TARGETS), default="every linear layer")
     parser.add_argument("--quantization", choices=["none", "int8"], default="none")
     parser.add_argument("--load", choices=[load.name for load in LOADS], help="only this load")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds after the first (default 5)")
+    parser.add_argument("--seconds", type=float, default=45.0, metavar="S", help="for each load (default 45)")
     return parser.parse_args(argv)
 
 

@@ -13,11 +13,11 @@ from kvasir_runtime.contract.admin_api import AdapterReports
 from tests.kvasir_runtime.lora.adapters import LEGAL, PIRATE, TINY_LLAMA, digest_of
 from tests.kvasir_runtime.server.harness import Server, call, launch, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 FLAGS = ("--served-model-name", "tiny", "--num-threads", "1", "--kv-cache-memory", "32Mi", "--dtype", "float32")
 QUESTIONS = ("Who are you?", "What does math.sqrt do?", "Tell me about list.append.", "What is a tuple?")
-CLIENTS, SWAPS = 8, 24
+CLIENTS, SWAPS = 6, 10
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def ask(server: Server, model: str, question: str) -> str:
 
 
 def test_a_name_that_flips_under_load(server: Server) -> None:
-    """Eight clients ask one name while it is replaced at random; three versions compete for two places in memory."""
+    """Six clients ask one name while it is replaced at random; three versions compete for two places in memory."""
     want(server, adapter(server, "pirate", PIRATE), adapter(server, "legal", LEGAL), adapter(server, "x", PIRATE))
     allowed = {question: {ask(server, name, question) for name in ("pirate", "legal")} for question in QUESTIONS}
     base = {question: ask(server, "tiny", question) for question in QUESTIONS}

@@ -283,3 +283,14 @@ def test_off_by_default(tmp_path: Path, root: Path) -> None:
         assert "lora_requests_info" not in call("GET", f"{server.url}/metrics").text
     finally:
         server.stop()
+
+
+def test_vllms_variable_lets_users_load(tmp_path: Path, root: Path) -> None:
+    """VLLM_ALLOW_RUNTIME_LORA_UPDATING stands for the flag, as for those who come from vLLM."""
+    server = launch(tmp_path, *FLAGS, "--lora-roots", str(root), env={"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"})
+    try:
+        server.wait_ready()
+        assert post(server, "load_lora_adapter", lora_name="a", lora_path=f"{root}/pirate").status_code == 200
+        assert names(server) == {"tiny": None, "a": "tiny"}
+    finally:
+        server.stop()
