@@ -311,7 +311,7 @@ def _wish(service: InferenceService, template: RevisionTemplate, settings: Setti
         spec=service.spec,
         since=meta.creation_timestamp or _EPOCH,
         revision=f"{meta.uid}/{template.digest()}",
-        source=source_key(source, meta.namespace) if is_inspectable(source) else "",
+        source=source_key(source, meta.namespace, service.spec.engine.image) if is_inspectable(source) else "",
         demand=read_demand(build_pod(meta, template, meta.name, settings)["spec"]),
     )
 

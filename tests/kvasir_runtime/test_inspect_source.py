@@ -133,6 +133,18 @@ def test_other_words_are_no_report(text):
     assert ModelReport.from_json(text) is None
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"num_layers": "many"}, {"num_layers": -1}, {"num_layers": True}, {"dtype": 7}, {"vocab_size": 1 << 60}],
+)
+def test_numbers_that_are_none_make_no_report(wrong):
+    """Whoever chooses the image chooses the words; they must not end the operator's turn."""
+    data = ModelReport(ModelShape.from_hf_config(CONFIG)).to_data()
+    assert ModelReport.from_data(data) is not None
+    assert ModelReport.from_data({**data, "shape": {**data["shape"], **wrong}}) is None
+    assert ModelReport.from_data({**data, "stored_bytes": "much"}) is None
+
+
 def test_what_a_newer_runtime_adds_is_left_out():
     report = ModelReport(ModelShape.from_hf_config(CONFIG), "x", 5)
     data = report.to_data()

@@ -18,11 +18,12 @@ def is_inspectable(source: Source) -> bool:
     return not (path.startswith("https://") and path.rstrip("/").endswith(ARCHIVES))
 
 
-def source_key(source: Source, namespace: str) -> str:
-    """The same for services that read the same model with the same rights.
+def source_key(source: Source, namespace: str, image: str | None = None) -> str:
+    """The same for services that read the same model with the same rights, and the same program.
 
-    Volume claims and Secrets are of a namespace; folders of nodes and public addresses are the same for all.
+    Volume claims and Secrets are of a namespace; folders of nodes and public addresses are the same for all. What an
+    `image` of one's own says counts in its namespace alone: nobody is to tell others how large their models are.
     """
-    private = source.uri.startswith("pvc://") or source.secret_name is not None
-    parts = [source.uri, source.sha256, source.secret_name, namespace if private else None]
+    private = source.uri.startswith("pvc://") or source.secret_name is not None or image is not None
+    parts = [source.uri, source.sha256, source.secret_name, namespace if private else None, image]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:KEY_LENGTH]

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from kvasir_runtime.contract.memory import DTYPE_BYTES, ModelShape, weight_bytes
 
+LARGEST: Final = 1 << 53
+"""No number of a model is larger, and JSON keeps no larger one exactly."""
 DEVIATION: Final = 0.1
 """Share by which the files may differ from the formula before a plan made with it is believed no longer."""
 
@@ -50,11 +52,12 @@ class ModelReport:
         """Read `to_data` back; None for anything else. Fields that a newer runtime added are left out."""
         try:
             given = data["shape"]
-            shape = ModelShape(**{each.name: given[each.name] for each in fields(ModelShape) if each.name in given})
+            known = {each.name: given[each.name] for each in fields(ModelShape) if each.name in given}
             stored = data.get("stored_bytes")
-            return cls(shape, str(data.get("architecture") or ""), int(stored) if stored is not None else None)
-        except (KeyError, TypeError, ValueError, AttributeError):
+            report = cls(ModelShape(**known), str(data.get("architecture") or ""), stored)
+        except (KeyError, TypeError, AttributeError):
             return None
+        return report if _is_sound(known) and (stored is None or _is_count(stored)) else None
 
     @classmethod
     def from_json(cls, text: str) -> "ModelReport | None":
@@ -62,6 +65,21 @@ class ModelReport:
             return cls.from_data(json.loads(text))
         except ValueError:
             return None
+
+
+def _is_sound(shape: Mapping[str, Any]) -> bool:
+    """Whether every field is what its name says: what comes out of a pod is not to be trusted."""
+    kinds = {each.name: each.type for each in fields(ModelShape)}
+    return all(
+        isinstance(value, str) if kinds[name] in (str, "str")
+        else isinstance(value, bool) if kinds[name] in (bool, "bool")
+        else _is_count(value)
+        for name, value in shape.items()
+    )  # fmt: skip
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST
 
 
 def architecture_of(config: Mapping[str, Any]) -> str:

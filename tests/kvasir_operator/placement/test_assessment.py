@@ -158,6 +158,7 @@ def test_the_same_model_is_the_same_for_those_with_the_same_rights() -> None:
     assert source_key(private, "a") != source_key(private, "b")
     claim = source("pvc://c/m")
     assert source_key(claim, "a") != source_key(claim, "b")
+    assert source_key(public, "a", "mine:1") != source_key(public, "b", "mine:1")
     keys = {source_key(each, "a") for each in (public, private, claim, source("hf://org/m", sha256="0" * 64))}
     assert len(keys) == 4
 
