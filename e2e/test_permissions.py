@@ -16,7 +16,10 @@ pytestmark = pytest.mark.last
 UNUSED: Final = {
     ("inferenceservices/finalizers", "update"): "asked for by an admission plugin that not all servers run: owner "
     "references that block deletion",
-    ("leases", "update"): "servers since 1.26 ask for it on a patch that creates",
+    (
+        "controllerrevisions",
+        "get",
+    ): "asked for when one exists that the operator does not know of: it ended between making it and hearing of it",
 }
 """Grants that no test can use, and why they are there."""
 
