@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from kvasir_runtime.contract.memory import DTYPE_BYTES, ModelShape, weight_bytes
 
+MAY_BE_NONE: Final = frozenset({"norms_per_layer", "rotary_tables"})
+"""Numbers of a shape that may be 0; by the others something is divided."""
 LARGEST: Final = 1 << 53
 """No number of a model is larger, and JSON keeps no larger one exactly."""
 DEVIATION: Final = 0.1
@@ -73,7 +75,7 @@ def _is_sound(shape: Mapping[str, Any]) -> bool:
     return all(
         isinstance(value, str) if kinds[name] in (str, "str")
         else isinstance(value, bool) if kinds[name] in (bool, "bool")
-        else _is_count(value)
+        else _is_count(value) and (value > 0 or name in MAY_BE_NONE)
         for name, value in shape.items()
     )  # fmt: skip
 
