@@ -135,7 +135,14 @@ def test_other_words_are_no_report(text):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"num_layers": "many"}, {"num_layers": 0}, {"head_dim": -1}, {"num_layers": True}, {"dtype": 7}, {"vocab_size": 1 << 60}],
+    [
+        {"num_layers": "many"},
+        {"num_layers": 0},
+        {"head_dim": -1},
+        {"num_layers": True},
+        {"dtype": 7},
+        {"vocab_size": 1 << 60},
+    ],
 )
 def test_numbers_that_are_none_make_no_report(wrong):
     """Whoever chooses the image chooses the words; they must not end the operator's turn."""
