@@ -22,14 +22,13 @@ UNTIL_USED = {metric_names.LORA_REQUESTS_INFO}
 def test_prometheus_scrapes_every_series_with_its_type(
     environment: Environment, kubectl: Kubectl, model_uri: str, tmp_path: Path
 ) -> None:
-    """Found by the labels of the PodMonitor, scraped without an error, and the numbers are those of the traffic."""
+    """Selected as the PodMonitor says, scraped without an error, and the numbers are those of the traffic."""
     if not environment.own:
         pytest.skip("Prometheus needs this machine's way to the pods")
     kubectl.apply(services.inference_service("tiny", model_uri))
     services.wait_ready(kubectl, "tiny")
     [pod] = services.pods(kubectl, "tiny")
-    assert kubectl.namespace is not None
-    with prometheus(environment.kubectl, tmp_path, kubectl.namespace) as server:
+    with prometheus(kubectl, tmp_path) as server:
         wait_for("a scrape", lambda: server.value('up{job="kvasir-runtime"}') == 1, timeout=60)
         [target] = server.targets()
         assert (target["health"], target["lastError"], target["labels"]["pod"]) == ("up", "", pod["metadata"]["name"])

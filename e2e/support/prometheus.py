@@ -1,4 +1,4 @@
-"""A real Prometheus from Debian's package, on this machine, that finds the cluster's pods by itself."""
+"""A real Prometheus from Debian's package, on this machine, that scrapes the cluster's pods."""
 
 import json
 import socket
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import yaml
 
 from e2e.cluster import packages
-from e2e.support.kubectl import Kubectl
+from e2e.support.environment import ROOT
+from e2e.support.kubectl import Kubectl, Object
 from e2e.support.waiting import wait_for
 
 CACHE = Path.home() / ".cache" / "kvasir"
 PACKAGES = ("prometheus",)
 PROGRAM = "usr/bin/prometheus"
+POD_MONITOR = ROOT / "manifests" / "components" / "monitoring" / "runtime-pod-monitor.yaml"
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,11 @@ class Prometheus:
 
 
 @contextmanager
-def prometheus(kubectl: Kubectl, scratch: Path, namespace: str) -> Iterator[Prometheus]:
-    """Run one that scrapes the runtimes of a namespace every second, as the PodMonitor of manifests/ says."""
+def prometheus(kubectl: Kubectl, scratch: Path) -> Iterator[Prometheus]:
+    """Run one that scrapes the runtimes of kubectl's namespace every second, as the PodMonitor of manifests/ says."""
     root = packages.unpacked(CACHE, PACKAGES) or packages.unpack(CACHE, PACKAGES, (PROGRAM,))
     config, log = scratch / "prometheus.json", scratch / "prometheus.log"
-    config.write_text(json.dumps(scrape_config(kubectl, namespace)))  # JSON is YAML
+    config.write_text(json.dumps(scrape_config(kubectl)))  # JSON is YAML
     address = f"127.0.0.1:{_free_port()}"
     flags = [f"--config.file={config}", f"--storage.tsdb.path={scratch / 'data'}", f"--web.listen-address={address}"]
     with log.open("wb") as stream:
@@ -78,18 +81,24 @@ def prometheus(kubectl: Kubectl, scratch: Path, namespace: str) -> Iterator[Prom
         process.wait(timeout=20)
 
 
-def scrape_config(kubectl: Kubectl, namespace: str) -> dict[str, Any]:
-    """What the Prometheus operator makes of manifests/components/monitoring/runtime-pod-monitor.yaml."""
-    labels = "__meta_kubernetes_pod_label_app_kubernetes_io"
-    keep = [
-        {"source_labels": [f"{labels}_name"], "regex": "kvasir-runtime", "action": "keep"},
-        {"source_labels": [f"{labels}_component"], "regex": "runtime", "action": "keep"},
-        {"source_labels": ["__meta_kubernetes_pod_container_port_name"], "regex": "http", "action": "keep"},
+def scrape_config(kubectl: Kubectl) -> dict[str, Any]:
+    """Targets are what runtime-pod-monitor.yaml selects: Debian's build cannot ask Kubernetes by itself."""
+    spec = yaml.safe_load(POD_MONITOR.read_text())["spec"]
+    selector = ",".join(f"{name}={value}" for name, value in spec["selector"]["matchLabels"].items())
+    [endpoint] = spec["podMetricsEndpoints"]
+    targets = [
+        {"targets": [f"{pod['status']['podIP']}:{port}"], "labels": {"pod": pod["metadata"]["name"]}}
+        for pod in kubectl.list("pods", selector)
+        for port in _ports(pod, endpoint["port"])
     ]
-    name = [{"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"}]
-    discovery = {"role": "pod", "kubeconfig_file": str(kubectl.kubeconfig), "namespaces": {"names": [namespace]}}
-    job = {"job_name": "kvasir-runtime", "kubernetes_sd_configs": [discovery], "relabel_configs": keep + name}
+    job = {"job_name": "kvasir-runtime", "metrics_path": endpoint["path"], "static_configs": targets}
     return {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]}
+
+
+def _ports(pod: Object, name: str) -> list[int]:
+    """Numbers of the container ports of that name."""
+    ports = [port for container in pod["spec"]["containers"] for port in container.get("ports", [])]
+    return [int(port["containerPort"]) for port in ports if port.get("name") == name]
 
 
 def _free_port() -> int:
