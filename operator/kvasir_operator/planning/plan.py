@@ -24,6 +24,7 @@ from kvasir_operator.planning.history import keep_history
 from kvasir_operator.planning.inspecting import look_at_model
 from kvasir_operator.planning.placing import place
 from kvasir_operator.planning.replicas import Decision, decide, wanted_replicas
+from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import ObjectState, Pod, Snapshot, Stage
 from kvasir_operator.planning.trial import waits_for_goldens
 from kvasir_operator.resources import names
@@ -45,7 +46,8 @@ def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
 
 
 def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -> Plan:
-    look = look_at_model(snapshot, wanted_replicas(spec), now)
+    # Nobody looks at the model of a revision that was given up, or that is not to have pods now.
+    look = look_at_model(snapshot, wanted_replicas(spec) if snapshot.target.heading is Heading.SPEC else 0, now)
     decision = place(decide(snapshot, spec, now), snapshot, looking=look.waits)
     noted, noted_due = keep_history(snapshot, spec, wanted_replicas(spec), now)
     going = {pod.uid for pod, _ in decision.remove}
