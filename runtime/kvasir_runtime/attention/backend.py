@@ -4,7 +4,7 @@ Shape suffixes: T rows of the step (tokens), N decode rows, H query heads, K KV 
 B blocks, S tokens in a block (block_size), M entries of a block table, 2 = key and value.
 
 A layer's cache is `kv_2BKSC`: within a block, the tokens of one KV head lie together, so that one head's keys are
-read in runs of S * C elements.
+read in runs of S * C elements. In which order those stand is the backend's own affair; whole blocks may be copied.
 """
 
 from typing import Protocol

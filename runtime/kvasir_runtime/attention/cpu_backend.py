@@ -9,12 +9,15 @@ from kvasir_runtime.models.config import DecoderConfig
 
 
 class CpuBackend:
-    """For float32 and bfloat16; head dimensions that are multiples of 16, up to 256."""
+    """For float32 and bfloat16; head dimensions that are multiples of 16, up to 256.
+
+    Where `library.kv_paired`, the S x C elements that a block holds of a KV head are in an order of the kernels' own.
+    """
 
     name = "cpu"
 
     def __init__(self, library: Library) -> None:
-        self._library = library
+        self.library = library
 
     def write_kv(
         self, q_THC: Tensor, k_TKC: Tensor, v_TKC: Tensor, cos_sin_LC: Tensor, kv_2BKSC: Tensor, step: AttentionMetadata
@@ -22,7 +25,7 @@ class CpuBackend:
         rows, heads, head_dim = q_THC.shape
         _, blocks, kv_heads, block_size, _ = kv_2BKSC.shape
         out_THC = q_THC.new_empty(q_THC.shape)
-        self._library.write_kv(
+        self.library.write_kv(
             q_THC.dtype is torch.bfloat16,
             q_THC.data_ptr(),
             k_TKC.data_ptr(),
@@ -55,7 +58,7 @@ class CpuBackend:
         self, q_THC: Tensor, kv_2BKSC: Tensor, spec: AttentionSpec, sequences: Sequences, starts: int | None
     ) -> Tensor:
         out_THC = torch.empty_like(q_THC)
-        self._library.attention(
+        self.library.attention(
             q_THC.dtype is torch.bfloat16,
             q_THC.data_ptr(),
             kv_2BKSC.data_ptr(),

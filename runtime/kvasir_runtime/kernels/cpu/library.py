@@ -53,6 +53,12 @@ class Library:
         self.int8_bytes: Callable[[int, int], int] = library.kvasir_int8_bytes
         self.bf16_bytes: Callable[[int, int], int] = library.kvasir_bf16_bytes
         self.max_group: int = library.kvasir_max_group()
+        library.kvasir_kv_paired.argtypes = [c_int, _SIZE]
+        self._kv_paired = library.kvasir_kv_paired
+
+    def kv_paired(self, dtype: torch.dtype, block_size: int) -> bool:
+        """Whether blocks hold tiles of pairs, an arrangement of attention.cpp's own, and not rows."""
+        return bool(self._kv_paired(dtype is torch.bfloat16, block_size))
 
 
 @functools.cache

@@ -121,14 +121,18 @@ inline void attend_tile_of_pairs(const int32_t *query, const bf16 *k, const bf16
     constexpr int CHAINS = Q >= 8 ? 1 : Q >= 4 ? 2 : 4;  // sums that do not wait for each other
     __m512 dots[CHAINS][Q] = {};
     for (int p = 0; p < P; p += CHAINS)
+#pragma GCC unroll 16
         for (int i = 0; i < CHAINS; i++) {
             const __m512bh keys = (__m512bh)_mm512_loadu_si512(k + (p + i) * 2 * TILE);
+#pragma GCC unroll 16
             for (int g = 0; g < Q; g++)
                 dots[i][g] = _mm512_dpbf16_ps(dots[i][g], keys, (__m512bh)_mm512_set1_epi32(query[g * P + p + i]));
         }
     int32_t weights[Q][TILE / 2];
+#pragma GCC unroll 16
     for (int g = 0; g < Q; g++) {
         v16 score = dots[0][g];
+#pragma GCC unroll 16
         for (int i = 1; i < CHAINS; i++) score += v16(dots[i][g]);
         const __m256bh narrow = _mm512_cvtneps_pbh(weigh(score * scale, seen[g], V, softcap, states[g]));
         std::memcpy(weights[g], &narrow, sizeof narrow);
@@ -139,17 +143,23 @@ inline void attend_tile_of_pairs(const int32_t *query, const bf16 *k, const bf16
     for (int first = 0; first < V; first += STRIP) {
         const int strip = V_ % STRIP == 0 && V_ ? STRIP : std::min(STRIP, V - first);
         __m512 sums[Q][STRIP];
+#pragma GCC unroll 16
         for (int g = 0; g < Q; g++)
+#pragma GCC unroll 4
             for (int i = 0; i < strip; i++) sums[g][i] = states[g].sums[first + i];
         for (int t = 0; t < count; t += 2)
+#pragma GCC unroll 4
             for (int i = 0; i < strip; i++) {
                 __m512i both = _mm512_loadu_si512(v + (t / 2 * V + first + i) * 32);
                 // Whatever an earlier owner left in the place of a token to come: nothing times that may be NaN.
                 if (t + 1 == count) both = _mm512_and_si512(both, _mm512_set1_epi32(0xffff));
+#pragma GCC unroll 16
                 for (int g = 0; g < Q; g++)
                     sums[g][i] = _mm512_dpbf16_ps(sums[g][i], (__m512bh)both, (__m512bh)_mm512_set1_epi32(weights[g][t / 2]));
             }
+#pragma GCC unroll 16
         for (int g = 0; g < Q; g++)
+#pragma GCC unroll 4
             for (int i = 0; i < strip; i++) states[g].sums[first + i] = sums[g][i];
     }
 }
@@ -264,6 +274,10 @@ void merge_chunks(const Call &d, int64_t row, int64_t kv_head, int64_t chunks, i
     const int64_t C = d.head_dim, G = d.heads / d.kv_heads;
     T *out = static_cast<T *>(d.out) + (row * d.heads + kv_head * G) * C;
     for (int64_t g = 0; g < G; g++) {
+        if (chunks == 1) {
+            write_out(out + g * C, states[g].sums, sum_of(states[g].totals), C);
+            continue;
+        }
         float highest = -std::numeric_limits<float>::infinity(), total = 0;
         for (int64_t i = 0; i < chunks; i++) highest = std::max(highest, states[i * stride + g].highest);
         v16 sums[MAX_VECTORS] = {};
