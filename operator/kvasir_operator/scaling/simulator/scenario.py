@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from kvasir_operator.scaling.policy import Policy
@@ -13,9 +13,9 @@ from kvasir_operator.scaling.simulator.report import Result, judge
 from kvasir_operator.scaling.simulator.traces import Request
 
 KVASIR: Final = "Kvasir"
-KV_TARGETS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9)
-QUEUE_TARGETS: Final = (0.25, 0.5, 1.0, 2.0, 4.0)
-CONCURRENCY_TARGETS: Final = (4.0, 8.0, 12.0, 16.0, 24.0, 32.0, 100.0)
+KV_TARGETS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.75)
+QUEUE_TARGETS: Final = (0.25, 0.5, 1.0, 4.0)
+CONCURRENCY_TARGETS: Final = (8.0, 12.0, 16.0, 24.0, 100.0)
 USUAL_KV, USUAL_QUEUE, USUAL_CONCURRENCY = 0.75, 4.0, 100.0
 """The share that Kvasir's own default aims at; what samples of KEDA with vLLM use; Knative's default."""
 PEAK_S: Final = 300.0
@@ -72,7 +72,7 @@ def fixed_results(scenario: Scenario, tell: Callable[[Result], None]) -> list[Re
         usual = any(result.usual for result in results)
         found = run_one(scenario, Fixed(count), str(count), replicas=count, usual=False)
         if not usual and _keeps_peak(found, scenario):
-            found = run_one(scenario, Fixed(count), str(count), replicas=count, usual=True)
+            found = replace(found, usual=True)
         results.append(found)
         tell(found)
         if sum(int(result.setting) > _peak(results) for result in results) >= 3:
