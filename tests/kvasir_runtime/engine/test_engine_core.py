@@ -81,6 +81,27 @@ def test_seeded_requests_repeat_whatever_runs_beside_them(engine: LLMEngine) -> 
     assert len({tuple(tokens) for tokens in alone}) == 3
 
 
+def test_preempted_requests_draw_the_same_tokens(engine: LLMEngine) -> None:
+    """Random choices, penalties and min_tokens go on after a preemption as if there had been none."""
+    small = LLMEngine(config(cache=CacheConfig(memory=18 * 16 * engine.core.ready.kv_bytes_per_token)))
+    settings = [
+        SamplingParams(
+            seed=seed,
+            max_tokens=70,
+            min_tokens=50,
+            frequency_penalty=0.5,
+            repetition_penalty=1.2,
+            top_p=0.95,
+            logprobs=1,
+        )
+        for seed in range(5)
+    ]
+    batch = [[1, *range(100 * number, 100 * number + 30)] for number in range(1, 6)]
+    expected, got = (one.generate(batch, settings) for one in (engine, small))
+    assert small.core.stats().preemptions > 0
+    assert [one.token_ids for (one,) in got] == [one.token_ids for (one,) in expected]
+
+
 def test_stop_tokens_and_limits(engine: LLMEngine) -> None:
     """A stop token ends with `stop` and is told; otherwise `length`, at max_tokens or at max_model_len."""
     core, prompt = engine.core, [1, 50, 60, 70]
