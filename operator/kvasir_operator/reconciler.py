@@ -224,7 +224,7 @@ class Reconciler:
     async def _announce(self, service: _Service, scaled: Scaled) -> None:
         """Keep a decision of automatic scaling, with all that it was made of, before it is carried out."""
         decision, snapshot = scaled.decision, scaled.snapshot
-        if decision is None:
+        if decision is None or scaled.told:
             return
         await service.writer.write(snapshot.meta, snapshot.status, scaled.intent())
         text = f"from {decision.from_} to {decision.to} replicas: {decision.reason}"

@@ -35,10 +35,14 @@ WORTH_TELLING: Final = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The snapshot with what scaling makes of it; a decision to carry out, if there is one, with its act."""
+    """The snapshot with what scaling makes of it; a decision to carry out, if there is one, with its act.
+
+    One that is `told` stands in the status already: its act failed, and is tried again.
+    """
 
     snapshot: Snapshot
     decision: ScalingDecision | None = None
+    told: bool = False
     action: SetReplicas | None = None
     due: datetime | None = None
 
@@ -84,10 +88,12 @@ def _decide(
         waits = found.decision.verdict in (Verdict.STABILIZING, Verdict.RATE_LIMITED)
         seen = replace(snapshot, autoscaling=Scaling(status, evaluation=found))
         return Outcome(seen, due=now + LOOK_AGAIN if waits else None)
-    decision = record(found, now)
+    decision, last = record(found, now), known.last_decision
+    told = last is not None and (known.replicas, last.from_, last.to) == (spec.replicas, spec.replicas, decision.to)
     why = Why.SCALE_UP if decision.to > decision.from_ else Why.SCALE_DOWN
-    decided = replace(snapshot, autoscaling=Scaling(with_decision(status, decision), evaluation=found))
-    return Outcome(decided, decision, SetReplicas(decision.to, why))
+    kept = status if told else with_decision(status, decision)
+    decided = replace(snapshot, autoscaling=Scaling(kept, evaluation=found))
+    return Outcome(decided, decision, told, SetReplicas(decision.to, why))
 
 
 def samples_of(snapshot: Snapshot) -> Mapping[str, Sample | None]:

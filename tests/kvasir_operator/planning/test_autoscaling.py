@@ -20,6 +20,9 @@ from tests.kvasir_operator.planning.builders import NOW, SILENT, engine, pod, sn
 SCALING = {"minReplicas": 1, "maxReplicas": 8, "scaleDown": {"stabilization": "60s", "maxRatePerMinute": 1}}
 
 
+BIG = SCALING | {"targets": {"kvCacheUtilization": 0.6}}
+
+
 def serving(count: int, active: int, status: dict[str, Any] | None = None, **fields: Any) -> Snapshot:
     """That many replicas with `active` of their 100 blocks in use."""
     pods = [pod(f"p{number}", runtime=engine(active=active, inflight=1)) for number in range(count)]
@@ -57,9 +60,15 @@ def test_a_decision_that_was_not_carried_out_is_made_again_and_kept_once() -> No
     """The write failed, or the operator ended before it."""
     first = looked(serving(2, 90)).intent().scaling
     assert first is not None
-    again = looked(serving(2, 90, first.to_manifest())).intent().scaling
+    found = looked(serving(2, 90, first.to_manifest()), after_s=7)
+    assert found.told
+    assert found.action == SetReplicas(3, Why.SCALE_UP)
+    assert found.intent().scaling == first
+    more = looked(serving(2, 99, first.model_copy(update={"replicas": 2}).to_manifest(), scaling=BIG), after_s=7)
+    assert not more.told
+    again = more.intent().scaling
     assert again is not None
-    assert (len(again.history), again.history[0].to) == (1, 3)
+    assert (len(again.history), again.history[0].to) == (1, 4)
 
 
 def test_replicas_go_after_the_window_one_a_minute() -> None:
