@@ -41,6 +41,7 @@ def put_changed(folder: Path, name: str, scale: float) -> str:
     weights = safetensors.load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * scale
     safetensors.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # the library makes it for its owner alone
     return services.put_model_on_node(name, folder)
 
 
