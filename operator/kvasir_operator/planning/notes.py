@@ -12,10 +12,16 @@ def notes_on_actions(done: Sequence[Action], before: InferenceServiceStatus, wan
     """What was done, one Event for pods that share a reason. `before` is the status before it was done."""
     created = [each for each in done if isinstance(each, CreatePod)]
     return [
-        *_scaled_up([each for each in created if each.why is Why.SCALE_UP], before.desired_replicas or 0, wanted),
+        *_scaled_up([each for each in created if each.why is Why.SCALE_UP], _present(before), wanted),
         *(Note("Replaced", _replaced(each)) for each in created if each.why is Why.REPLACE),
         *(note for each in done if (note := _left(each)) is not None),
     ]
+
+
+def _present(before: InferenceServiceStatus) -> int:
+    """Replicas that were wanted and there before."""
+    wanted = before.desired_replicas or 0
+    return wanted if before.replicas is None else min(wanted, before.replicas)
 
 
 def _scaled_up(created: Sequence[CreatePod], before: int, wanted: int) -> Iterable[Note]:

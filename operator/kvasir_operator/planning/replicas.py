@@ -183,10 +183,13 @@ def _newcomers(
 
 
 def _why_plain(snapshot: Snapshot) -> Why:
-    """A pod is replaced where one is on its way out or vanished against the last count, else it is a scale-up."""
+    """A pod is replaced where one is on its way out or vanished against the last count, else it is a scale-up.
+
+    Where none was there at the last look, as while the model was looked at, nothing can be replaced.
+    """
     before = snapshot.status.desired_replicas
     wanted_more = before is None or snapshot.spec is None or wanted_replicas(snapshot.spec) > before
-    return Why.SCALE_UP if wanted_more else Why.REPLACE
+    return Why.SCALE_UP if wanted_more or snapshot.status.replicas == 0 else Why.REPLACE
 
 
 def backoff(attempt: int, timings: Timings) -> timedelta:

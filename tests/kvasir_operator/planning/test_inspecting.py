@@ -12,6 +12,7 @@ from kvasir_operator.placement.capacity import plan_capacity
 from kvasir_operator.placement.outlook import Outlook
 from kvasir_operator.planning.actions import CreateInspection, CreatePod, DeletePod, Why
 from kvasir_operator.planning.inspecting import PATIENCE, look_at_model, result_of
+from kvasir_operator.planning.notes import notes_on_actions
 from kvasir_operator.planning.plan import make_plan
 from kvasir_operator.planning.state import (
     Container,
@@ -89,6 +90,15 @@ def test_an_inspection_keeps_replicas_waiting_for_a_while_at_most(observed: Snap
     """Whatever goes wrong with it: replicas are made all the same, and the engines find out."""
     assert look_at_model(observed, 1, NOW).waits == waits
     assert ("CreatePod" in created(observed)) != waits
+
+
+def test_the_first_replicas_replace_nobody() -> None:
+    """They were wanted before, while the model was looked at; none was there."""
+    observed = asked(found=known(), status={"desiredReplicas": 1, "replicas": 0})
+    plan = make_plan(observed, NOW)
+    assert [action.why for action in plan.actions if action.kind == "CreatePod"] == [Why.SCALE_UP]
+    [note] = notes_on_actions(plan.actions, observed.status, 1)
+    assert note.message.startswith("from 0 to 1 replicas: created ")
 
 
 def test_whoever_waits_looks_again_in_time() -> None:
