@@ -6,6 +6,7 @@ stopped process look different from outside.
 """
 
 import ctypes
+import gc
 import importlib
 import logging
 import os
@@ -139,6 +140,8 @@ def _serve(spec: EngineSpec, link: EngineLink, pulse: Pulse) -> FailureReport:
     except Exception as error:
         logger.exception("the engine could not start")
         return _unexpected(Cause.INTERNAL_ERROR, "the engine could not start", error)
+    gc.collect()
+    gc.freeze()  # the model lives as long as the process: a collection in the midst of a step need not look at it
     link.send(core.ready)
     try:
         _loop(core, link, pulse)

@@ -33,9 +33,8 @@ class Attention:
         self.backend = backend
         self.cos_sin_LC = cos_sin_LC
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.sizes = [q_size, kv_size, kv_size]
         names = [f"{prefix}.{name}_proj" for name in "qkv"]
-        self.qkv = load.linear(names, config.hidden_size, self.sizes, bias=config.attention_bias)
+        self.qkv = load.linear(names, config.hidden_size, [q_size, kv_size, kv_size], bias=config.attention_bias)
         self.out = load.linear([f"{prefix}.o_proj"], q_size, [config.hidden_size], bias=config.output_bias)
         self.q_norm = self._head_norm(config, load, f"{prefix}.q_norm.weight")
         self.k_norm = self._head_norm(config, load, f"{prefix}.k_norm.weight")
@@ -48,10 +47,8 @@ class Attention:
 
     def __call__(self, x_TD: Tensor, kv_2BKSC: Tensor, step: AttentionMetadata) -> Tensor:
         spec = self.spec
-        q_TX, k_TX, v_TX = torch.split(self.qkv(x_TD), self.sizes, dim=-1)
-        q_THC = q_TX.unflatten(-1, (spec.num_heads, spec.head_dim))
-        k_TKC = k_TX.unflatten(-1, (spec.num_kv_heads, spec.head_dim))
-        v_TKC = v_TX.unflatten(-1, (spec.num_kv_heads, spec.head_dim))
+        heads = self.qkv(x_TD).view(len(x_TD), -1, spec.head_dim)
+        q_THC, k_TKC, v_TKC = heads.split([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], dim=1)
         if self.q_norm is not None and self.k_norm is not None:
             q_THC, k_TKC = self.q_norm(q_THC), self.k_norm(k_TKC)
         q_THC = self.backend.write_kv(q_THC, k_TKC, v_TKC, self.cos_sin_LC, kv_2BKSC, step)
