@@ -217,10 +217,10 @@ def test_an_idle_engine_checks_its_books(engine: LLMEngine, monkeypatch: pytest.
 
 
 def test_stats_count(engine: LLMEngine) -> None:
-    """Queue, blocks and counters before, during and after a request."""
+    """Queue, blocks and counters before, during and after a request whose prompt nothing else shares."""
     core = engine.core
     before = core.stats()
-    core.add_request(request("r", [5] * 100, max_tokens=3, ignore_eos=True))
+    core.add_request(request("r", list(range(900, 1000)), max_tokens=3, ignore_eos=True))
     assert (core.stats().waiting, core.stats().queued_tokens) == (1, 100)
     step = core.step()
     assert step.scheduled_at.keys() == {"r"}
