@@ -1,6 +1,7 @@
 """What counts as a shortcoming of a server under load."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,6 @@ def test_a_good_server_has_none() -> None:
         ({"engine_rss_mib": 421.0}, "engine_rss_mib grew from 400.0 to 421.0"),
     ],
 )
-def test_each_shortcoming_is_told(change: dict[str, float], told: str) -> None:
+def test_each_shortcoming_is_told(change: dict[str, Any], told: str) -> None:
     """With its numbers, and alone."""
     assert shortcomings([GOOD, dataclasses.replace(GOOD, **change)]) == [told]

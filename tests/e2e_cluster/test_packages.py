@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.cluster import packages
+from e2e.cluster import packages, shell
 from e2e.cluster.errors import ClusterError
 
 
@@ -71,7 +71,7 @@ def test_packages_are_unpacked_once_and_only_whole(tmp_path: Path, monkeypatch: 
             raise ClusterError("no such package")
         return ""
 
-    monkeypatch.setattr(packages.shell, "run", run)
+    monkeypatch.setattr(shell, "run", run)
     with pytest.raises(ClusterError, match="no such package"):
         packages.unpack(tmp_path, ("broken",), ())
     assert packages.unpacked(tmp_path, ("broken",)) is None
