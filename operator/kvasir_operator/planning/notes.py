@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from kvasir_operator.api.conditions import Condition, ConditionType, Reason, find_condition
-from kvasir_operator.api.v1alpha1 import InferenceServiceStatus
+from kvasir_operator.api.v1alpha1 import InferenceServiceStatus, LastFailure
 from kvasir_operator.planning.actions import Action, CreatePod, DeletePod, Note, SetGates, Undrain, Why
 
 
@@ -74,18 +74,24 @@ _OF_ROLLOUTS: Final = {
     Reason.ROLLING_OUT: "RollingOut",
     Reason.CANARY: "Canary",
     Reason.ROLLOUT_PAUSED: "RolloutPaused",
-    Reason.ROLLING_BACK: "RollingBack",
+    Reason.ROLLING_BACK: "RolledBack",
     Reason.ROLLED_BACK: "RolledBack",
 }
+
+
+def _told_as(reason: Reason) -> str:
+    return _OF_ROLLOUTS.get(reason, reason)
 
 
 def _on_rollout(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:
     """A rollout that begins, stands still, turns back or is complete; one Event each, whatever is counted in it."""
     old, new = (find_condition(status.conditions, ConditionType.PROGRESSING) for status in (before, after))
-    if new is None or (old is not None and old.reason is new.reason):
+    if new is None or (old is not None and _told_as(old.reason) == _told_as(new.reason)):
         return
     if new.reason in _OF_ROLLOUTS:
-        yield Note(_OF_ROLLOUTS[new.reason], new.message, warning=new.reason is Reason.ROLLING_BACK)
+        by_itself = _status(find_condition(after.conditions, ConditionType.DEGRADED)) == "True"
+        warning = by_itself and _told_as(new.reason) == "RolledBack"
+        yield Note(_told_as(new.reason), new.message, warning=warning)
     elif new.reason is Reason.CONVERGED and before.current_revision not in (None, after.current_revision):
         yield Note("RolledOut", f"all replicas are of revision {after.current_revision}")
 
@@ -108,6 +114,11 @@ def _status(condition: Condition | None) -> str:
 
 def _on_failure(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:
     old, new = before.last_failure, after.last_failure
-    if new is not None and (old is None or (old.pod, old.cause, old.message) != (new.pod, new.cause, new.message)):
+    if new is not None and (old is None or not _repeats(old, new)):
         where = f"{new.pod}: " if new.pod else ""
         yield Note(new.cause, f"{where}{new.message}. {new.remedy}".replace("..", "."), warning=True)
+
+
+def _repeats(old: LastFailure, new: LastFailure) -> bool:
+    """Whether it was told already; a revision that is given up repeats what its pod said."""
+    return (old.pod, old.cause) == (new.pod, new.cause) and old.message in new.message

@@ -1,5 +1,7 @@
 """Kubernetes Events: few, and worth reading."""
 
+import pytest
+
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.api.v1alpha1 import InferenceServiceStatus
 from kvasir_operator.planning.actions import Action, ApplySecret, CreatePod, DeletePod, Note, Undrain, Why
@@ -64,3 +66,43 @@ def test_what_becomes_of_the_service():
     assert changed(serving, invalid) == [("InvalidSpec", True)]
     assert changed(invalid, invalid) == []
     assert changed(serving, {"pods": [], "replicas": 0}) == []
+
+
+def progressing(status: str, reason: str, message: str = "m", degraded: str = "False") -> InferenceServiceStatus:
+    """A status whose Progressing says that."""
+    time = {"lastTransitionTime": "2026-03-01T12:00:00Z"}
+    conditions = [
+        {"type": "Progressing", "status": status, "reason": reason, "message": message, **time},
+        {"type": "Degraded", "status": degraded, "reason": "Healthy", **time},
+    ]
+    return InferenceServiceStatus.model_validate({"conditions": conditions})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (("False", "Converged"), ("True", "RollingOut"), [("RollingOut", False)]),
+        (("True", "RollingOut"), ("True", "RollingOut", "further"), []),
+        (("True", "RollingOut"), ("Unknown", "RolloutPaused"), [("RolloutPaused", False)]),
+        (("True", "RollingOut"), ("True", "RollingBack", "m", "True"), [("RolledBack", True)]),
+        (("True", "RollingBack"), ("False", "RolledBack", "m", "True"), []),
+        (("False", "Converged"), ("True", "RollingBack"), [("RolledBack", False)]),
+        (("True", "LoadingModel"), ("False", "Converged"), []),
+    ],
+)
+def test_a_rollout_is_told_in_one_event_a_turn_of_it(
+    before: tuple[str, ...], after: tuple[str, ...], expected: list[tuple[str, bool]]
+) -> None:
+    """Going back by itself is a warning, by hand it is not."""
+    notes = notes_on_status(progressing(*before), progressing(*after))
+    assert [(note.reason, note.warning) for note in notes] == expected
+
+
+def test_a_failure_is_not_told_twice_in_more_words() -> None:
+    """That its revision is given up is told by RolledBack."""
+    time = "2026-03-01T12:00:00Z"
+    failure = {"time": time, "pod": "p", "cause": "CrashLoop", "remedy": "r"}
+    said = InferenceServiceStatus.model_validate({"lastFailure": failure | {"message": "it ended"}})
+    more = InferenceServiceStatus.model_validate({"lastFailure": failure | {"message": "revision 2 failed: it ended"}})
+    assert notes_on_status(said, more) == []
+    assert [note.reason for note in notes_on_status(more, said)] == ["CrashLoop"]
