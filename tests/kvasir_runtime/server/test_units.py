@@ -26,10 +26,14 @@ def test_tokens_follow_their_file(tmp_path):
     file.write_text("two\nthree\n")
     assert tokens.accepts("Bearer one")
     now = 1.5
-    assert [tokens.accepts(f"bearer {token}") for token in ("one", "two", "three")] == [False, True, True]
+    one, two, three = (tokens.identify(f"bearer {token}") for token in ("one", "two", "three"))
+    assert one is None
+    assert None not in (two, three)
+    assert two != three, "keys are told apart"
     file.unlink()
     now = 3.0
     assert tokens.accepts("Bearer two")
+    assert not tokens.accepts("Basic two")
 
 
 def test_open_door():
