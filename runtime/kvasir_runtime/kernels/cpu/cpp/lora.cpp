@@ -46,6 +46,11 @@ struct Task {
     int count;            // rank panels
 };
 
+// Neighbouring rows of a group: their tasks, of which the shrinking ones come first.
+struct Block {
+    int64_t shrink, shrink_end, expand, expand_end;
+};
+
 inline void store_lanes(float *to, v16 v) { store16(to, v); }
 
 inline void store_lanes(bf16 *to, v16 v) {
@@ -204,6 +209,7 @@ void expand(const LoraCall &d, const Task &task, const Matrices &m, int64_t colu
 template <typename T>
 void lora(const LoraCall &d, int threads) {
     std::vector<Task> shrinks, expands;
+    std::vector<Block> blocks;
     std::vector<RankPanel> panels;
     std::vector<int64_t> columns(d.groups * d.parts);  // where a part's numbers begin in a row of `middle`
     for (int g = 0; g < d.groups; g++) {
@@ -218,6 +224,7 @@ void lora(const LoraCall &d, int threads) {
         const int64_t end_panel = panels.size();
         for (int64_t first = d.starts[g]; first < d.starts[g + 1]; first += TASK_ROWS) {
             const int64_t last = std::min<int64_t>(first + TASK_ROWS, d.starts[g + 1]);
+            Block block{int64_t(shrinks.size()), 0, int64_t(expands.size()), 0};
             for (int64_t panel = first_panel; panel < end_panel; panel += TOGETHER)
                 shrinks.push_back({g, 0, first, last, panel, int(std::min<int64_t>(TOGETHER, end_panel - panel))});
             for (int p = 0; p < d.parts; p++) {
@@ -226,22 +233,40 @@ void lora(const LoraCall &d, int threads) {
                 for (int64_t panel = 0; panel < count; panel += TASK_PANELS)
                     expands.push_back({g, p, first, last, panel, 0});
             }
+            block.shrink_end = shrinks.size();
+            block.expand_end = expands.size();
+            blocks.push_back(block);
         }
     }
-    const int64_t shrink_count = shrinks.size(), expand_count = expands.size();
+    auto do_shrink = [&](const Task &t) {
+        const RankPanel *wanted = panels.data() + t.panel;
+        if (t.count == 3)
+            shrink<3, T>(d, t, wanted);
+        else if (t.count == 2)
+            shrink<2, T>(d, t, wanted);
+        else
+            shrink<1, T>(d, t, wanted);
+    };
+    auto do_expand = [&](const Task &t) {
+        expand<T>(d, t, d.table[d.slots[t.group] * d.parts + t.part], columns[t.group * d.parts + t.part]);
+    };
+    const int64_t block_count = blocks.size(), shrink_count = shrinks.size(), expand_count = expands.size();
+    if (block_count >= 2 * threads || threads == 1) {
+        // Enough blocks of rows for all threads: each block is computed to its end, and nobody waits in between.
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+        for (int64_t i = 0; i < block_count; i++) {
+            const Block &b = blocks[i];
+            for (int64_t t = b.shrink; t < b.shrink_end; t++) do_shrink(shrinks[t]);
+            for (int64_t t = b.expand; t < b.expand_end; t++) do_expand(expands[t]);
+        }
+        return;
+    }
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < shrink_count; i++) {
-            const Task &t = shrinks[i];
-            const RankPanel *wanted = panels.data() + t.panel;
-            t.count == 3 ? shrink<3, T>(d, t, wanted) : t.count == 2 ? shrink<2, T>(d, t, wanted) : shrink<1, T>(d, t, wanted);
-        }
-#pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < expand_count; i++) {
-            const Task &t = expands[i];
-            expand<T>(d, t, d.table[d.slots[t.group] * d.parts + t.part], columns[t.group * d.parts + t.part]);
-        }
+        for (int64_t i = 0; i < shrink_count; i++) do_shrink(shrinks[i]);
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < expand_count; i++) do_expand(expands[i]);
     }
 }
 
