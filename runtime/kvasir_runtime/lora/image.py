@@ -135,7 +135,7 @@ def fill_panels(panels: Array, values_LM: Array) -> None:
     if panels.ndim == 3:
         padded = np.zeros((len(panels) * LANES, middle), dtype=np.float32)
         padded[:lanes] = values_LM
-        panels[...] = padded.reshape(len(panels), LANES, middle).transpose(0, 2, 1)
+        panels[:, :middle] = padded.reshape(len(panels), LANES, middle).transpose(0, 2, 1)
         return
     pairs = panels.shape[1]
     narrow = np.zeros((len(panels) * LANES, 2 * pairs), dtype=np.uint16)
