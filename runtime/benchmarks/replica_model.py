@@ -34,6 +34,7 @@ KV_TOKENS = 32_768
 MAX_SEQS = 64
 MAX_BATCHED_TOKENS = 2_048
 CALIBRATION_ROUNDS = 9
+PAUSE_S = 0.1
 ROUNDS = 3
 
 
@@ -80,10 +81,8 @@ async def calibrate(port: int) -> tuple[Profile, float]:
     decodes adds, and long contexts what reading a token of KV takes. Medians of several rounds, least squares.
     """
     await _ask(port, Request(0.0, 64, 32))
-    lengths, firsts = (64, 128, 256, 512, 1024), []
-    for length in lengths:
-        found = [(await _ask(port, Request(0.0, length, 1))).first for _ in range(CALIBRATION_ROUNDS)]
-        firsts.append(median(found))
+    lengths = (64, 128, 256, 512, 1024)
+    firsts = [await _first_token(port, length) for length in lengths]
     prefill, first_step = np.polyfit(lengths, firsts, 1)
     rows, seconds = [], []
     for count, context in ((1, 32), (1, 1024), (4, 32), (8, 32), (16, 32), (16, 512), (32, 32)):
@@ -101,6 +100,15 @@ async def calibrate(port: int) -> tuple[Profile, float]:
         max_batched_tokens=MAX_BATCHED_TOKENS,
     )
     return profile, max(0.0, float(first_step) - profile.step_s)
+
+
+async def _first_token(port: int, length: int) -> float:
+    """Seconds to the first token of a prompt that finds the server idle, as one does that comes after a pause."""
+    found = []
+    for _ in range(CALIBRATION_ROUNDS):
+        await asyncio.sleep(PAUSE_S)
+        found.append((await _ask(port, Request(0.0, length, 1))).first)
+    return median(found)
 
 
 async def _decode_step(port: int, count: int, context: int) -> float:
