@@ -104,10 +104,10 @@ async def test_a_failed_write_does_not_stop_the_others(loop: Loop, monkeypatch: 
     """A quota that is full is told; Service and Secret are made all the same."""
     real = loop.cluster.create
 
-    async def create(kind: Any, namespace: str, body: Any) -> Any:
+    async def create(kind: Any, namespace: str, body: Any, *form: str) -> Any:
         if kind == PODS:
             raise ApiError(403, "Forbidden", "exceeded quota: gpus")
-        return await real(kind, namespace, body)
+        return await real(kind, namespace, body, *form)
 
     monkeypatch.setattr(loop.cluster, "create", create)
     for _ in range(4):
