@@ -23,6 +23,8 @@ class Request:
     namespace: str
     name: str
     code: int
+    allowed: bool
+    """By roles. What they allow may be refused all the same, such as anything new in a namespace that is being deleted."""
     source: str
     """Address that it came from: the pod's."""
     received: datetime
@@ -51,9 +53,11 @@ def read(event: dict[str, object]) -> Request:
     """One event of audit.k8s.io/v1."""
     target = event["objectRef"]
     status = event.get("responseStatus") or {}
+    annotations = event.get("annotations") or {}
     sources = event["sourceIPs"]
     assert isinstance(target, dict)
     assert isinstance(status, dict)
+    assert isinstance(annotations, dict)
     assert isinstance(sources, list)
     resource = target["resource"] + (f"/{target['subresource']}" if "subresource" in target else "")
     return Request(
@@ -63,6 +67,7 @@ def read(event: dict[str, object]) -> Request:
         namespace=target.get("namespace", ""),
         name=target.get("name", ""),
         code=int(status.get("code", 0)),
+        allowed=annotations.get("authorization.k8s.io/decision") == "allow",
         source=sources[0],
         received=datetime.fromisoformat(str(event["requestReceivedTimestamp"])),
     )
