@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import openai
 import pytest
@@ -83,7 +84,8 @@ def streams(base: str, count: int = STREAMS) -> Iterator[Seen]:
 
 def stream_once(client: openai.OpenAI) -> tuple[str, str]:
     """One answer and an empty text, or what was wrong with it."""
-    text, finish, count = "", None, 0
+    text, count = "", 0
+    finish: str | None = None
     try:
         stream = client.completions.create(
             model="tiny",
@@ -95,7 +97,8 @@ def stream_once(client: openai.OpenAI) -> tuple[str, str]:
         )
         for chunk in stream:
             for choice in chunk.choices:
-                text, finish = text + choice.text, choice.finish_reason or finish
+                text += choice.text
+                finish = cast("str | None", choice.finish_reason) or finish
                 count += len((choice.model_extra or {}).get("token_ids") or [])
     except openai.OpenAIError as error:
         return text, f"{type(error).__name__}: {error}"

@@ -118,7 +118,7 @@ def test_versions_that_are_no_numbers_count_as_the_oldest(version: str) -> None:
 def test_a_budget_whose_status_alone_changes_is_no_news() -> None:
     """It changes with every pod, and nobody reads it."""
     labels = {names.SERVICE_LABEL: "tiny"}
-    budget = {
+    budget: dict[str, Any] = {
         "metadata": {"name": "tiny", "namespace": "team", "uid": "b", "resourceVersion": "5", "labels": labels},
         "spec": {"minAvailable": 1},
         "status": {"currentHealthy": 0},
