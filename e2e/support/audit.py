@@ -24,7 +24,7 @@ class Request:
     name: str
     code: int
     allowed: bool
-    """By roles. What they allow may be refused all the same, such as anything new in a namespace that is being deleted."""
+    """By roles. What they allow may still be refused, such as anything new in a namespace that is being deleted."""
     source: str
     """Address that it came from: the pod's."""
     received: datetime
