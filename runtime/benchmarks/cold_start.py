@@ -43,6 +43,7 @@ class Start:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server must not outlive us
     size = read_into_page_cache(args.model)
     measure(args.model, args.server_args)  # builds the kernels where they are not yet, and warms the libraries' pages
     starts = [measure(args.model, args.server_args) for _ in range(args.runs)]

@@ -74,6 +74,7 @@ class Server:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the server must not outlive us
     load = Load(args.clients, args.requests, args.tokens, not args.whole, args.prompt)
     server = start(args.model, args.server_args)
     rounds: list[Round] = []
