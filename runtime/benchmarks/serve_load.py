@@ -115,11 +115,14 @@ def start(model: str, flags: Sequence[str]) -> Server:
     with log.open("wb") as stream:
         server = Server(subprocess.Popen(command, stdout=stream, stderr=stream), port)
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not _is_ready(admin_port):
-        if server.process.poll() is not None or time.monotonic() > deadline:
-            server.process.kill()
-            sys.exit(f"the server did not start:\n{log.read_text()[-2000:]}")
-        time.sleep(0.2)
+    try:
+        while not _is_ready(admin_port):
+            if server.process.poll() is not None or time.monotonic() > deadline:
+                sys.exit(f"the server did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.2)
+    except BaseException:
+        server.process.kill()
+        raise
     return server
 
 
