@@ -104,7 +104,7 @@ class AdapterEngine:
         if answer is not None:
             self.answers[digest] = answer
         while wait and digest not in self.answers:
-            self.poll()
+            self.step() if self.core.has_work() else self.poll()  # what runs may have to end before there is room
         self.digests[name] = digest
         return digest
 
