@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{arguments.out}.md").write_text(text)
         (RESULTS / f"{arguments.out}.json").write_text(report.to_json(setting, results))
-    return 0
+    return 0 if all(each.ready == each.services for each in results) else 1
 
 
 @contextmanager
@@ -124,6 +124,7 @@ async def measure(stage: Stage, size: int, arguments: argparse.Namespace, progre
     used = {name: cpu_after[name] - spent for name, spent in cpu_before.items() if name in cpu_after}
     return Result(
         services=size,
+        ready=len(times.ready),
         created_s=times.all_created_s,
         all_ready_s=times.all_ready_s,
         ready_p50_s=quantile(times.latencies_s, 0.5),

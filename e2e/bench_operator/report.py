@@ -14,6 +14,8 @@ class Result:
     """Figures of one size. Times in seconds, memory in bytes, CPU in seconds or as a share of one core."""
 
     services: int
+    ready: int
+    """How many became Ready in the time that was given; times are those of these."""
     created_s: float
     all_ready_s: float
     ready_p50_s: float
@@ -121,7 +123,7 @@ def to_markdown(setting: Setting, results: Sequence[Result]) -> str:
 
 def cells(result: Result) -> list[str]:
     return [
-        f"{result.services}",
+        f"{result.services}" if result.ready == result.services else f"{result.ready} of {result.services}",
         f"{result.all_ready_s:.1f}",
         f"{result.ready_p50_s:.1f}",
         f"{result.ready_p99_s:.1f}",

@@ -1,5 +1,6 @@
 """The benchmark of the operator: its figures, its record, and what its kubelet writes."""
 
+import dataclasses
 import doctest
 import json
 import math
@@ -95,7 +96,7 @@ def test_engines_serve_and_services_are_sound() -> None:
 def test_the_record_has_a_row_for_each_size() -> None:
     """Markdown for people, JSON for programs, of the same figures."""
     result = report.Result(
-        services=10, created_s=0.1, all_ready_s=2.0, ready_p50_s=1.0, ready_p99_s=1.9,
+        services=10, ready=10, created_s=0.1, all_ready_s=2.0, ready_p50_s=1.0, ready_p99_s=1.9,
         api_calls={"POST pods": 10, "PATCH pods": 30}, failed_calls={}, turns=40,
         reconcile_p50_s=0.01, reconcile_p99_s=0.2, operator_cpu_s=0.5, cluster_cpu_s={"etcd": 0.4},
         resident_before=80 << 20, resident_after=90 << 20, idle_window_s=60.0, idle_cpu=0.01,
@@ -104,6 +105,7 @@ def test_the_record_has_a_row_for_each_size() -> None:
     setting = report.Setting("CPU", 2, "v1.20.2", "3.11", "abc", "command", "2026-01-01", 0.1)
     text = report.to_markdown(setting, [result])
     assert "| 10 | 2.0 | 1.0 | 1.9 | 10.0 | 200 | 4.0 | 1024 | 50.0 | 1.0 |" in text
+    assert "| 9 of 10 | 2.0 |" in report.to_markdown(setting, [dataclasses.replace(result, ready=9)])
     assert json.loads(report.to_json(setting, [result]))["results"][0]["api_calls"]["PATCH pods"] == 30
 
 
