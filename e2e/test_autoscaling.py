@@ -68,7 +68,7 @@ def load(base: str) -> Iterator[Seen]:
 
 
 def scaled_service(model_uri: str) -> Object:
-    """1,008 tokens of KV cache a replica; six answers of 300 tokens want about as many. The manifest has no replicas."""
+    """1,008 tokens of KV cache a replica; six answers of 300 want as many. The manifest has no replicas."""
     made = services.inference_service(
         "tiny",
         model_uri,

@@ -145,8 +145,8 @@ class Settings(BaseModel):
         default=60.0,
         ge=1,
         le=3600,
-        description="Time between two looks at a service of which no event came and where nothing runs. Heals what a lost "
-        "event left behind; asking the engines is what thousands of idle services cost.",
+        description="Time between two looks at a service of which no event came and where nothing runs. Heals what a "
+        "lost event left behind; asking the engines is what thousands of idle services cost.",
     )
     scrape_seconds: Seconds = Field(
         default=5.0,

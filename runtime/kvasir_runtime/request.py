@@ -41,7 +41,7 @@ class Request:
     priority: int = 0
     background: bool = False
     """Computed only while no user's request wants the engine."""
-    origin: Origin = Origin()
+    origin: Origin = field(default_factory=Origin)
     seed: int = 0
     status: Status = Status.WAITING
     seat: int = -1

@@ -80,7 +80,6 @@ def test_groups_and_refusals_name_fields():
             {},
             "--tensor-parallel-size is not supported",
         ),
-        (["--model", "m", "--enable-lora"], {}, "--enable-lora is not supported by this version"),
         (
             ["--model", "m", "--max-num-seq", "2"],
             {},

@@ -123,8 +123,8 @@ class InferenceServiceSpec(ApiModel):
         default=0,
         ge=-1_000_000,
         le=1_000_000,
-        description="Services with a higher number get accelerators first: replicas above `scaling.minReplicas` of those "
-        "with a lower one are drained for them. No PriorityClass.",
+        description="Services with a higher number get accelerators first: replicas above `scaling.minReplicas` of "
+        "those with a lower one are drained for them. No PriorityClass.",
     )
     replicas: int = Field(
         default=1,

@@ -291,7 +291,7 @@ class Snapshot:
     refusals: tuple[Refusal, ...] = ()
     standing: Standing | None = None
     inspection: Inspection = Inspection()
-    outlook: Outlook = Outlook()
+    outlook: Outlook = field(default_factory=Outlook)
     claims: Claims = field(default_factory=Claims)
     autoscaling: Scaling | None = None
     timings: Timings = Timings()

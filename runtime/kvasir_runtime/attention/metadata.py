@@ -30,8 +30,8 @@ class AttentionSpec:
 class Sequences:
     """Block tables and lengths of some sequences: `tables_NM` and `lengths_N`, int32.
 
-    A length includes the step's own tokens. Entries of a table beyond its length, and of blocks that a window has passed,
-    mean nothing: they name some block, whose content must not matter.
+    A length includes the step's own tokens. Entries of a table beyond its length, and of blocks that a window has
+    passed, mean nothing: they name some block, whose content must not matter.
     """
 
     tables_NM: Tensor

@@ -157,7 +157,8 @@ class EngineCore:
     def check_when_idle(self, now: float) -> None:
         """Check the books where there is no work and there was some since they were checked last.
 
-        That takes about 0.1 s for 100,000 blocks (1.6 million tokens), at most every `CHECK_INTERVAL_S`. Raises AssertionError.
+        That takes about 0.1 s for 100,000 blocks (1.6 million tokens), at most every `CHECK_INTERVAL_S`.
+        Raises AssertionError.
         """
         if not self.has_work() and self._checked_steps != self._steps and now - self._last_check >= CHECK_INTERVAL_S:
             self._last_check, self._checked_steps = now, self._steps
@@ -340,4 +341,3 @@ class EngineCore:
                 request.prompt_logprobs = [None] * request.num_prompt_tokens
             start = request.num_computed_tokens + 1
             request.prompt_logprobs[start : start + len(scored)] = scored
-

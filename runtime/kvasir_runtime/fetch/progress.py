@@ -7,17 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol, TextIO
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-
 from kvasir_runtime.contract.quantities import format_bytes
 
 Style = Literal["auto", "rich", "plain", "json"]
@@ -45,7 +34,11 @@ def reporter(style: Style, stream: TextIO | None = None) -> Reporter:
     out = stream or sys.stderr
     if style == "auto":
         style = "rich" if out.isatty() else "plain"
-    return BarReporter(out) if style == "rich" else LineReporter(out, as_json=style == "json")
+    if style != "rich":
+        return LineReporter(out, as_json=style == "json")
+    from kvasir_runtime.fetch.bars import BarReporter  # noqa: PLC0415 - servers fetch adapters and draw no bars
+
+    return BarReporter(out)
 
 
 class LineReporter:
@@ -100,32 +93,3 @@ class LineReporter:
             else f"fetch: {words}"
         )
         print(line, file=self._out, flush=True)
-
-
-class BarReporter:
-    """One bar for the whole model."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(binary_units=True),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=Console(file=out),
-        )
-        self._task: TaskID | None = None
-
-    def start(self, files: int, total: int | None) -> None:
-        self._task = self._bar.add_task(f"{files} files", total=total)
-        self._bar.start()
-
-    def advance(self, count: int) -> None:
-        if self._task is not None:
-            self._bar.advance(self._task, count)
-
-    def note(self, message: str) -> None:
-        self._bar.console.print(message, highlight=False)
-
-    def finish(self) -> None:
-        self._bar.stop()

@@ -76,7 +76,7 @@ def test_int8_halves_the_projections_but_not_the_embedding() -> None:
 
 
 def test_biases_and_further_norms_count() -> None:
-    """Qwen 2: biases on queries, keys and values; Qwen 3: norms of heads; Gemma 2: four norms a layer; Gemma 3: both."""
+    """Qwen 2: biases on q, k and v; Qwen 3: norms of heads; Gemma 2: four norms a layer; Gemma 3: both."""
     config = LLAMA_8B | {"num_hidden_layers": 2, "head_dim": 128}
     shapes = {kind: ModelShape.from_hf_config(config | {"model_type": kind}) for kind in KINDS}
     assert {kind: shape.bias_parameters for kind, shape in shapes.items() if shape.bias_parameters} == {
