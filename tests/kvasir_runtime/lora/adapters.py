@@ -111,6 +111,9 @@ class AdapterEngine:
     def poll(self) -> None:
         assert self.core._adapters is not None
         self.core._adapters.wait(1.0)
+        self._hear()
+
+    def _hear(self) -> None:
         for message in self.core.poll():
             if isinstance(message, AdapterLoaded):
                 self.answers[message.digest] = message
@@ -136,7 +139,7 @@ class AdapterEngine:
         return request_id
 
     def step(self) -> None:
-        self.poll() if self.core.is_waiting() else self.core.poll()
+        self.poll() if self.core.is_waiting() else self._hear()
         self._take(self.core.step())
 
     def run(self, limit: int = 20_000) -> None:
