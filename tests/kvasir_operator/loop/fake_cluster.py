@@ -213,7 +213,7 @@ class FakeCluster:
             pod["spec"]["nodeName"] = free[0]
         else:
             placed["message"] = f"0/{len(self.nodes)} nodes are available: {len(self.nodes)} Insufficient cpu."
-        before = next((each for each in pod["status"]["conditions"] if each["type"] == "PodScheduled"), {})
+        before: Manifest = next((each for each in pod["status"]["conditions"] if each["type"] == "PodScheduled"), {})
         since = before.get("lastTransitionTime") if before.get("status") == placed["status"] else None
         merge_conditions(pod, [placed | {"lastTransitionTime": since or format_time(self.clock())}])
 

@@ -139,7 +139,7 @@ def snapshot(pods: Iterable[Pod] = (), *, status: dict[str, Any] | None = None, 
 def revision(name: str, number: int, **fields: Any) -> Revision:
     """A revision that is kept, with a template that pods can be made from."""
     template = RevisionTemplate.of(service(), Settings())
-    made = {"template": template, "created_at": NOW - timedelta(hours=1)} | fields
+    made: dict[str, Any] = {"template": template, "created_at": NOW - timedelta(hours=1)} | fields
     return Revision(name=name, uid=f"{name}-revision-uid", number=number, **made)
 
 

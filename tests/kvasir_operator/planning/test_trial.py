@@ -175,7 +175,7 @@ def test_pause_and_resume_are_noted() -> None:
 
 def test_steps_of_a_canary_are_noted() -> None:
     """Reached, then over."""
-    canary = {"rollout": {"canary": {"steps": [{"traffic": 50, "pause": "1m"}]}}}
+    canary: dict[str, Any] = {"rollout": {"canary": {"steps": [{"traffic": 50, "pause": "1m"}]}}}
     [action] = noted(seen(SERVES, pod("n"), **canary))
     assert isinstance(action, MarkRevision)
     assert list(action.marks) == [names.STEP_SINCE_ANNOTATION]
@@ -187,7 +187,7 @@ def test_steps_of_a_canary_are_noted() -> None:
     assert action.marks[names.STEP_ANNOTATION] == "1"
 
 
-GOLDEN = {"rollout": {"autoRollback": {"goldenPrompts": ["x"]}}}
+GOLDEN: dict[str, Any] = {"rollout": {"autoRollback": {"goldenPrompts": ["x"]}}}
 
 
 def test_golden_prompts_are_compared_when_a_new_pod_could_serve() -> None:
