@@ -23,6 +23,7 @@ from kvasir_runtime.attention.cpu_backend import CpuBackend
 from kvasir_runtime.attention.metadata import AttentionMetadata, AttentionSpec, Sequences
 from kvasir_runtime.attention.reference import gather
 from kvasir_runtime.kernels.cpu.library import Library, load_library
+from kvasir_runtime.quantization.bf16 import Bf16Linear
 from kvasir_runtime.quantization.int8 import Int8Linear
 from kvasir_runtime.quantization.onednn import OneDnnLinear
 
@@ -47,24 +48,27 @@ def pair(ours: Work, theirs: Work, rounds: int) -> tuple[float, float]:
 
 
 def linear_rows(library: Library, rounds: int) -> list[str]:
-    """One row of activations is decode at batch 1, 16 a batch, 256 a prompt."""
+    """One row of activations is decode at batch 1, 16 a batch, 256 a prompt. Ratios are of runs in turns."""
     outputs, inputs = 5632, 1024
     weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(COLD_BYTES // (2 * outputs * inputs))]
-    packed = [OneDnnLinear(weight, None) for weight in weights]
+    packed = [OneDnnLinear(weight.clone(), None) for weight in weights]
+    panels = [Bf16Linear(library, weight, None) for weight in weights]
     quantized = [Int8Linear(library, weight, None) for weight in weights]
     lines = []
     for rows in (1, 4, 16, 64, 256):
         x = torch.randn(rows, inputs).bfloat16()
         few = rounds if rows < 64 else max(5, rounds // 4)
         plain = each_in_turn([partial(functional.linear, x, weight) for weight in weights])
-        blocked = each_in_turn([partial(linear, x) for linear in packed])
-        int8 = each_in_turn([partial(linear, x) for linear in quantized])
+        blocked, ours, int8 = (
+            each_in_turn([partial(linear, x) for linear in linears]) for linears in (packed, panels, quantized)
+        )
         plain_s, packed_s = pair(plain, blocked, few)
-        int8_s, again_s = pair(int8, blocked, few)
-        rates = [2 * rows * outputs * inputs / seconds / 1e9 for seconds in (plain_s, packed_s, int8_s)]
+        ours_s, beside_ours_s = pair(ours, blocked, few)
+        int8_s, beside_int8_s = pair(int8, ours, few)
+        rates = [2 * rows * outputs * inputs / seconds / 1e9 for seconds in (plain_s, packed_s, ours_s, int8_s)]
         lines.append(
-            f"| {rows} | {rates[0]:.0f} | {rates[1]:.0f} | {plain_s / packed_s:.2f} | {rates[2]:.0f} "
-            f"| {again_s / int8_s:.2f} |"
+            f"| {rows} | {rates[0]:.0f} | {rates[1]:.0f} | {rates[2]:.0f} | {beside_ours_s / ours_s:.2f} "
+            f"| {rates[3]:.0f} | {beside_int8_s / int8_s:.2f} |"
         )
     return lines
 
@@ -148,8 +152,8 @@ def main() -> int:
     versions = f"{library.path.name}, torch {torch.__version__}"
     print(f"{cpu_name()}, {versions}, one thread, medians of {rounds} runs")
     print(f"\nMemory read by one thread: {read_rate(rounds) / 1e9:.1f} GB/s\n")
-    print("| rows | F.linear bf16, GFLOP/s | packed bf16 | packed / F.linear | int8, GOP/s | int8 / packed bf16 |")
-    print("|---|---|---|---|---|---|\n" + "\n".join(linear_rows(library, rounds)))
+    print("| rows | F.linear bf16, GFLOP/s | oneDNN, packed | bf16 | bf16 / oneDNN | int8, GOP/s | int8 / bf16 |")
+    print("|---|---|---|---|---|---|---|\n" + "\n".join(linear_rows(library, rounds)))
     print("\n| decode, sequences x tokens | ours, ms | KV GB/s | gather + SDPA, ms | times faster |")
     print("|---|---|---|---|---|")
     print("\n".join(attention_rows(library, rounds, prefill=False)))
