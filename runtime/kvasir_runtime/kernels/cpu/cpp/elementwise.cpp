@@ -12,8 +12,13 @@ template <typename T>
 void rotate(const T *x, T *out, const float *cos_sin, int64_t C) {
     const int64_t half = C / 2;
     const float *cosine = cos_sin, *sine = cos_sin + half;
-#pragma omp simd
-    for (int64_t c = 0; c < half; c++) {
+    int64_t c = 0;
+    for (; c + 16 <= half; c += 16) {
+        const v16 left = load16(x + c), right = load16(x + c + half), along = load16(cosine + c), across = load16(sine + c);
+        store16(out + c, left * along - right * across);
+        store16(out + c + half, right * along + left * across);
+    }
+    for (; c < half; c++) {
         const float left = load(x[c]), right = load(x[c + half]);
         store(out[c], left * cosine[c] - right * sine[c]);
         store(out[c + half], right * cosine[c] + left * sine[c]);
@@ -50,7 +55,7 @@ template <typename T, typename Put>
 void write_kv(const T *q, const T *k, const T *v, T *q_out, T *kv, const float *cos_sin, const int64_t *positions,
               const int64_t *slots, int64_t rows, int64_t heads, int64_t kv_heads, int64_t C, int64_t blocks, int64_t S,
               int64_t q_stride, int64_t k_stride, int64_t v_stride, int threads, Put put) {
-#pragma omp parallel for num_threads(threads) if (rows * heads > 256)
+#pragma omp parallel for num_threads(threads) if (rows * heads > 64)
     for (int64_t row = 0; row < rows; row++) {
         const float *angles = cos_sin + positions[row] * C;
         for (int64_t h = 0; h < heads; h++) rotate(q + row * q_stride + h * C, q_out + (row * heads + h) * C, angles, C);

@@ -89,6 +89,14 @@ inline v16 load16(const bf16 *x) {
 
 inline void store16(float *x, v16 v) { std::memcpy(x, &v, sizeof v); }
 
+// To the nearest, ties to even, as `store` does for one number.
+inline void store16(bf16 *x, v16 v) {
+    const v16u bits = v16u(v);
+    const v16u rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const v16h narrow = __builtin_convertvector(v == v ? rounded : v16u{} + 0x7fc0, v16h);
+    std::memcpy(x, &narrow, sizeof narrow);
+}
+
 inline v16 all(float x) { return v16{} + x; }
 
 // As exp_nonpositive, for sixteen numbers.
