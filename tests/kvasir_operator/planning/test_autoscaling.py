@@ -26,7 +26,11 @@ BIG = SCALING | {"targets": {"kvCacheUtilization": 0.6}}
 def serving(count: int, active: int, status: dict[str, Any] | None = None, **fields: Any) -> Snapshot:
     """That many replicas with `active` of their 100 blocks in use."""
     pods = [pod(f"p{number}", runtime=engine(active=active, inflight=1)) for number in range(count)]
-    made = {"replicas": count, "scaling": SCALING, "status": {"scaling": status} if status is not None else None}
+    made: dict[str, Any] = {
+        "replicas": count,
+        "scaling": SCALING,
+        "status": {"scaling": status} if status is not None else None,
+    }
     return snapshot(pods, **(made | fields))
 
 
@@ -123,7 +127,7 @@ def test_without_scaling_nothing_is_kept_of_it() -> None:
 
 
 def entry(manager: str, *, operation: str = "Update", subresource: str = "", replicas: bool = True) -> dict[str, Any]:
-    fields = {"f:spec": {"f:replicas": {}}} if replicas else {"f:status": {}}
+    fields: dict[str, Any] = {"f:spec": {"f:replicas": {}}} if replicas else {"f:status": {}}
     made = {"manager": manager, "operation": operation, "fieldsV1": fields}
     return made | ({"subresource": subresource} if subresource else {})
 

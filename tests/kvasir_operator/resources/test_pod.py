@@ -292,7 +292,7 @@ def test_a_fetch_refuses_what_its_volume_cannot_hold(
     make_service: MakeService, volume: str | None, storage: str | None, expected: int | None
 ) -> None:
     """Else the kubelet would evict the pod half-way, again and again."""
-    settings = Settings(model_volume_size=volume)  # type: ignore[arg-type]
+    settings = Settings(model_volume_size=volume)
     limits = {"memory": "1Gi"} | ({"ephemeral-storage": storage} if storage else {})
     service = make_service(model={"source": {"uri": "s3://models/m"}}, resources={"limits": limits})
     spec = build_pod(service.metadata, RevisionTemplate.of(service, settings), "p", settings)["spec"]
