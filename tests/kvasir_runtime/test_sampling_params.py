@@ -15,7 +15,10 @@ from kvasir_runtime.sampling_params import SamplingParams
         ({"n": 0}, "n must be between 1 and 128, got 0"),
         ({"max_tokens": 0}, "max_tokens must be at least 1, got 0"),
         ({"min_tokens": 5, "max_tokens": 4}, r"min_tokens must be at most max_tokens \(4\), got 5"),
-        ({"logit_bias": {3: 101.0}}, "logit_bias must be a map from token ids to values between -100 and 100"),
+        (
+            {"logit_bias": {3: 101.0}},
+            "logit_bias must be a map of at most 1024 token ids to values between -100 and 100",
+        ),
         ({"stop": ("",)}, "stop must be made of non-empty strings"),
         ({"logprobs": 21}, "logprobs must be between 0 and 20, got 21"),
     ],
