@@ -62,6 +62,7 @@ def test_what_cannot_fit_is_refused_before_a_replica_is_made(kubectl: Kubectl, t
     with model_servers.https(tmp_path / "models", address, tmp_path) as (base, certificate):
         service = services.inference_service("large", f"{base}/gemma-2-27b")
         service["spec"]["model"]["source"]["secretName"] = "models"
+        del service["spec"]["engine"]["kvCacheMemory"]  # too little for this model, whatever the limit
         kubectl.apply(model_servers.secret_of(certificate), service)
         told = services.wait_condition(kubectl, "large", "CapacityFits", "False", timeout=60)
         assert told["reason"] == "OutOfMemoryWeights"

@@ -49,7 +49,9 @@ class Fit:
             weights=self.plan.weights_bytes,
             kv_bytes_per_token=self.plan.kv_bytes_per_token,
             kv_tokens=self.plan.kv_tokens,
-            max_concurrent_sequences=self.plan.concurrent_sequences(self.question.max_model_len),
+            max_concurrent_sequences=min(
+                self.question.max_num_seqs, self.plan.concurrent_sequences(self.question.max_model_len)
+            ),
             source="planned",
         )
 
