@@ -170,3 +170,17 @@ def test_a_row_does_not_depend_on_how_its_prompt_is_cut(backend: CpuBackend, dty
         torch.testing.assert_close(
             backend.prefill(q_PHC[start:end], cache, spec, part), expected[start:end], **TOLERANCE[dtype]
         )
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
+def test_a_preempted_row_is_computed_again_as_it_was(backend: CpuBackend, spec: AttentionSpec) -> None:
+    """A token that was decoded has the same bits when it comes back as part of a prompt (up to a chunk's length)."""
+    torch.manual_seed(0)
+    step = make_step([], [(70, 300)], 16, 20)
+    cache = arranged(make_cache(spec, torch.bfloat16, 16, 20), backend)
+    q_PHC = torch.randn(70, spec.num_heads, spec.head_dim, dtype=torch.bfloat16)
+    together = backend.prefill(q_PHC, cache, spec, step)
+    for row in (0, 1, 33, 69):
+        last = Sequences(step.prefills.tables_NM, torch.tensor([231 + row], dtype=torch.int32))
+        one = AttentionMetadata(step.slots_T[:1], step.positions_T[:1], last, step.decodes, step.starts_P)
+        assert torch.equal(backend.decode(q_PHC[row : row + 1].contiguous(), cache, spec, one)[0], together[row])

@@ -118,7 +118,7 @@ template <int V_, int Q>
 inline void attend_tile_of_pairs(const int32_t *query, const bf16 *k, const bf16 *v, int count, const Seen *seen, int vectors,
                                  float scale, float softcap, Next next, State *states) {
     const int V = V_ ? V_ : vectors, P = V * 8;  // pairs of a head
-    constexpr int CHAINS = Q >= 8 ? 1 : Q >= 4 ? 2 : 4;  // sums that do not wait for each other
+    constexpr int CHAINS = 2;  // sums that do not wait for each other; as many for any Q, so that a row's bits are the same
     __m512 dots[CHAINS][Q] = {};
     for (int p = 0; p < P; p += CHAINS)
 #pragma GCC unroll 16
