@@ -232,9 +232,13 @@ def _probes(pod: Pod) -> Failure | None:
     return _failure(pod, Reason.PROBE_FAILED, failed[-1].message) if failed else None
 
 
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]{6,}")
+
+
 def _crashed(pod: Pod) -> Failure | None:
     for container, end in _ends(pod):
-        last_words = f": {end.message.strip()[-400:]}" if end.message.strip() else ""
+        said = _ADDRESS.sub("0x…", end.message.strip())[-400:]  # or each end of the same kind would be told anew
+        last_words = f": {said}" if said else ""
         kind = f" ({end.reason})" if end.reason not in ("", "Error") else ""
         message = f"container {container.name} ended with exit code {end.exit_code}{kind}{last_words}"
         return _failure(pod, Reason.CRASH_LOOP, message, time=end.finished_at)

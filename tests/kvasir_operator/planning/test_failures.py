@@ -117,6 +117,7 @@ def crash(message: str = "", code: int = 1, reason: str = "Error"):
         (waits("RunContainerError", "exec: not found"), Reason.CONTAINER_CONFIG_INVALID, "exec"),
         (crash(reason="OOMKilled", code=137), Reason.OUT_OF_MEMORY_KILLED, "memory"),
         (crash("Traceback\nKeyError: 'x'"), Reason.CRASH_LOOP, "exit code 1: Traceback KeyError"),
+        (crash("Current thread 0x00007f541ebba040"), Reason.CRASH_LOOP, "Current thread 0x…"),
         (crash(code=0, reason="Completed"), Reason.CRASH_LOOP, "exit code 0 (Completed)"),
         *((crash(report(cause)), Reason(cause.value), f"it was {cause}") for cause in Cause),
         (fetch_ended(report(Cause.MODEL_NOT_FOUND)), Reason.MODEL_NOT_FOUND, "fetch: it was ModelNotFound"),
