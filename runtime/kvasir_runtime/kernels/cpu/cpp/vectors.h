@@ -43,11 +43,11 @@ inline void store(bf16 &target, float value) {
 constexpr int TILE = 16;  // tokens whose attention is computed together: one vector of scores
 
 // Whether the blocks of a KV cache hold tiles of pairs (see attention.cpp) instead of rows.
-inline bool paired(bool is_bf16, int64_t block_size) {
+inline bool paired([[maybe_unused]] bool is_bf16, [[maybe_unused]] int64_t block_size) {
 #ifdef __AVX512BF16__
     return is_bf16 && block_size % TILE == 0;
 #else
-    return false && is_bf16 && block_size;
+    return false;
 #endif
 }
 
