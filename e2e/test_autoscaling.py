@@ -4,16 +4,12 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from typing import Any
 
-import openai
 import pytest
 
-from e2e.support import operator, services
+from e2e.support import operator, services, traffic
 from e2e.support.environment import ROOT, Environment
 from e2e.support.kubectl import Kubectl, Object
 from e2e.support.waiting import wait_for
@@ -28,43 +24,9 @@ CLIENTS = 6
 TOKENS = 300
 
 
-@dataclass
-class Seen:
-    """Answers that came whole, and what went wrong."""
-
-    answers: int = 0
-    failures: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def load(base: str) -> Iterator[Seen]:
-    """Clients that ask for long answers, over a new connection each, so that new replicas get their share."""
-    seen, stop, lock = Seen(), threading.Event(), threading.Lock()
-
-    def ask() -> None:
-        while not stop.is_set():
-            try:
-                with openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=120) as client:
-                    done = client.completions.create(
-                        model="tiny", prompt="Return", max_tokens=TOKENS, extra_body={"ignore_eos": True}
-                    )
-                whole = done.choices[0].finish_reason == "length"
-                with lock:
-                    seen.answers += whole
-                    seen.failures += [] if whole else [f"ended by {done.choices[0].finish_reason}"]
-            except openai.OpenAIError as error:
-                with lock:
-                    seen.failures.append(f"{type(error).__name__}: {error}")
-
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(CLIENTS)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=150)
+def load(base: str) -> AbstractContextManager[traffic.Traffic]:
+    """Clients that ask for long answers until the block ends."""
+    return traffic.steady(base, "tiny", CLIENTS, TOKENS)
 
 
 def scaled_service(model_uri: str) -> Object:
@@ -115,7 +77,7 @@ def test_pressure_on_the_cache_adds_a_replica_and_its_end_takes_it_away(
     services.wait_ready(kubectl, "tiny")
     with services.endpoint(environment, kubectl, "tiny") as base:
         with load(base) as seen:
-            wait_for("some answers", lambda: seen.answers > 3, timeout=60)
+            wait_for("some answers", lambda: len(seen.texts) > 3, timeout=60)
             kill_operator(environment)
             wait_for("a second replica", lambda: replicas(kubectl) == 2, timeout=240, every=1)
             services.wait_ready(kubectl, "tiny", replicas=2, timeout=180)
@@ -159,6 +121,6 @@ def test_who_scales_by_hand_decides(environment: Environment, kubectl: Kubectl, 
     assert taken["status"] == "False"
     kill_operator(environment)
     with services.endpoint(environment, kubectl, "tiny") as base, load(base) as seen:
-        wait_for("answers", lambda: seen.answers > 6, timeout=90)
+        wait_for("answers", lambda: len(seen.texts) > 6, timeout=90)
     assert replicas(kubectl) == 2
     assert seen.failures == []

@@ -3,24 +3,21 @@
 import json
 import shutil
 import subprocess
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import cast
 
 import openai
 import pytest
 
-from e2e.support import services
+from e2e.support import services, traffic
 from e2e.support.environment import Environment
 from e2e.support.kubectl import Kubectl, Object
 from e2e.support.waiting import wait_for
 
 STREAMS = 32
 TOKENS = 96
+PROMPT = "Return a list of"
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +34,8 @@ def near_model(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def put_changed(folder: Path, name: str, scale: float) -> str:
     """Put a copy of tiny-llama on the node whose final norm is scaled, which scales all logits."""
-    safetensors = pytest.importorskip("safetensors.torch")
+    from safetensors import torch as safetensors
+
     shutil.copytree(services.TINY_LLAMA, folder)
     weights = safetensors.load_file(folder / "model.safetensors")
     weights["model.norm.weight"] = weights["model.norm.weight"] * scale
@@ -46,70 +44,14 @@ def put_changed(folder: Path, name: str, scale: float) -> str:
     return services.put_model_on_node(name, folder)
 
 
-@dataclass
-class Seen:
-    """What the streams saw: answers by text, and what went wrong."""
-
-    answers: list[str] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-
-
-@contextmanager
-def streams(base: str, count: int = STREAMS) -> Iterator[Seen]:
-    """Keep `count` streams of the same greedy prompt going, each on a connection of its own, until the block ends."""
-    seen, stop, lock = Seen(), threading.Event(), threading.Lock()
-
-    def ask() -> None:
-        while not stop.is_set():
-            # A client for each request: connections that are kept would never reach another replica.
-            with openai.OpenAI(base_url=f"{base}/v1", api_key="none", max_retries=0, timeout=120) as client:
-                text, problem = stream_once(client)
-            with lock:
-                if problem:
-                    seen.failures.append(problem)
-                else:
-                    seen.answers.append(text)
-
-    threads = [threading.Thread(target=ask, daemon=True) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield seen
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(timeout=150)
-        assert not any(thread.is_alive() for thread in threads), "a stream never ended"
-
-
-def stream_once(client: openai.OpenAI) -> tuple[str, str]:
-    """One answer and an empty text, or what was wrong with it."""
-    text, count = "", 0
-    finish: str | None = None
-    try:
-        stream = client.completions.create(
-            model="tiny",
-            prompt="Return a list of",
-            max_tokens=TOKENS,
-            temperature=0,
-            stream=True,
-            extra_body={"ignore_eos": True, "return_token_ids": True},
-        )
-        for chunk in stream:
-            for choice in chunk.choices:
-                text += choice.text
-                finish = cast("str | None", choice.finish_reason) or finish
-                count += len((choice.model_extra or {}).get("token_ids") or [])
-    except openai.OpenAIError as error:
-        return text, f"{type(error).__name__}: {error}"
-    if finish != "length" or count not in (0, TOKENS):
-        return text, f"truncated: {count} tokens, finish reason {finish}"
-    return text, ""
+def streams(base: str, count: int = STREAMS) -> AbstractContextManager[traffic.Traffic]:
+    """Keep `count` streams of the same greedy prompt going until the block ends."""
+    return traffic.steady(base, "tiny", count, TOKENS, PROMPT)
 
 
 def answer(base: str) -> str:
     with openai.OpenAI(base_url=f"{base}/v1", api_key="none", timeout=120) as client:
-        text, problem = stream_once(client)
+        text, problem = traffic.ask_once(client, "tiny", PROMPT, TOKENS)
     assert problem == ""
     return text
 
@@ -147,26 +89,27 @@ def test_a_model_changes_under_32_streams(
     """No request fails, none is cut short, and every answer is wholly of one model or wholly of the other."""
     kubectl.apply(services.inference_service("tiny", model_uri, replicas=2))
     services.wait_ready(kubectl, "tiny", replicas=2)
-    fewest = 2
+    ready: list[int] = []
+
+    def converged() -> bool:
+        ready.append(services.status(kubectl, "tiny").get("readyReplicas", 0))
+        return progress(kubectl, "tiny") == "Converged"
+
     with services.endpoint(environment, kubectl, "tiny") as base:
         before = answer(base)
         with streams(base) as seen:
-            wait_for("answers of the old model", lambda: len(seen.answers) >= STREAMS, timeout=120)
+            wait_for("answers of the old model", lambda: len(seen.texts) >= STREAMS, timeout=120)
             change(kubectl, "tiny", model=model(other_model))
-            deadline = time.monotonic() + 420
-            while progress(kubectl, "tiny") != "RollingOut" and time.monotonic() < deadline:
-                time.sleep(0.2)
-            while progress(kubectl, "tiny") != "Converged" and time.monotonic() < deadline:
-                fewest = min(fewest, services.status(kubectl, "tiny").get("readyReplicas", 0))
-                time.sleep(0.5)
-            answered = len(seen.answers)
-            wait_for("answers of the new model", lambda: len(seen.answers) >= answered + STREAMS, timeout=120)
+            wait_for("the rollout to begin", lambda: progress(kubectl, "tiny") == "RollingOut", timeout=120)
+            wait_for("the rollout to end", converged, timeout=420)
+            answered = len(seen.texts)
+            wait_for("answers of the new model", lambda: len(seen.texts) >= answered + STREAMS, timeout=120)
         after = answer(base)
-    print(f"{len(seen.answers)} answers, {len(seen.failures)} failures, never fewer than {fewest} ready")
+    print(f"{len(seen.texts)} answers, {len(seen.failures)} failures, never fewer than {min(ready)} ready")
     assert seen.failures == []
     assert before != after
-    assert set(seen.answers) == {before, after}
-    assert fewest == 2
+    assert set(seen.texts) == {before, after}
+    assert min(ready) == 2
     assert progress(kubectl, "tiny") == "Converged"
 
 
@@ -211,7 +154,7 @@ def test_golden_prompts_keep_a_model_out_that_answers_otherwise(
             change(kubectl, "tiny", model=model(other_model))
             service = wait_progress(kubectl, "tiny", "RolledBack", timeout=150)
     assert seen.failures == []
-    assert set(seen.answers) == {before}
+    assert set(seen.texts) == {before}
     failure = service["status"]["lastFailure"]
     print(failure)
     assert failure["cause"] == "GoldenPromptsDiffer"
@@ -254,7 +197,7 @@ def test_draining_a_node_keeps_the_budget(environment: Environment, kubectl: Kub
     selector = f"{services.SERVICE_LABEL}=tiny"
     drain = kubectl.command("drain", node, f"--pod-selector={selector}", "--delete-emptydir-data", "--timeout=240s")
     with services.endpoint(environment, kubectl, "tiny") as base, streams(base, 8) as seen:
-        wait_for("answers", lambda: len(seen.answers) >= 8, timeout=60)
+        wait_for("answers", lambda: len(seen.texts) >= 8, timeout=60)
         draining = subprocess.Popen(drain, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             wait_for("one eviction", lambda: len(old & serving(kubectl)) == 1, timeout=60)
@@ -267,7 +210,7 @@ def test_draining_a_node_keeps_the_budget(environment: Environment, kubectl: Kub
         assert "would violate the pod's disruption budget" in said
         services.wait_ready(kubectl, "tiny", replicas=2)
         assert not old & serving(kubectl)
-    print(said, f"{len(seen.answers)} answers")
+    print(said, f"{len(seen.texts)} answers")
     assert seen.failures == []
 
 

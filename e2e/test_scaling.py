@@ -13,7 +13,7 @@ def test_one_to_three_to_one_without_a_failed_request(
     kubectl.apply(services.inference_service("tiny", model_uri))
     services.wait_ready(kubectl, "tiny")
     first = {pod["metadata"]["uid"] for pod in services.pods(kubectl, "tiny")}
-    with services.endpoint(environment, kubectl, "tiny") as base, traffic.steady(base, "tiny") as seen:
+    with services.endpoint(environment, kubectl, "tiny") as base, traffic.steady(base, "tiny", reconnect=False) as seen:
         kubectl.run("scale", "isvc/tiny", "--replicas=3")
         services.wait_ready(kubectl, "tiny", replicas=3)
         answered = len(seen.texts)
