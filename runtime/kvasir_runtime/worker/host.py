@@ -41,7 +41,8 @@ def keep_freed_memory() -> None:
     """Tell the C library to keep what tensors free for the next ones, up to the peak of what was in use.
 
     By default it maps a large tensor anew each time, and the kernel zeroes its pages: with that, a product whose result
-    takes 23 MB took 63 ms in place of 57. Does nothing where the C library has no `mallopt`. Source: glibc's manual, "Malloc Tunable Parameters".
+    takes 23 MB took 63 ms in place of 57. Does nothing where the C library has no `mallopt`.
+    Source: glibc's manual, "Malloc Tunable Parameters".
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
