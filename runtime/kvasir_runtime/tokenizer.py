@@ -1,5 +1,6 @@
 """The tokenizer of a model folder: text to ids and back, and its chat template."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,8 +24,10 @@ class Tokenizer:
         fast: FastTokenizer,
         chat_template: ChatTemplate | None = None,
         tool_template: ChatTemplate | None = None,
+        digest: str = "",
     ) -> None:
-        """`tool_template` is what some models have for conversations with tools."""
+        """`tool_template` is what some models have for conversations with tools; `digest` stands for the vocabulary."""
+        self.digest = digest
         self._fast = fast
         self.chat_template = chat_template
         self.tool_template = tool_template or chat_template
@@ -43,7 +46,8 @@ class Tokenizer:
             raise KvasirError(Cause.MODEL_INVALID, msg, "download the model again") from None
         fast.no_truncation()
         fast.no_padding()
-        return cls(fast, *_load_chat_templates(folder, chat_template_file))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        return cls(fast, *_load_chat_templates(folder, chat_template_file), digest=digest)
 
     @property
     def vocab_size(self) -> int:

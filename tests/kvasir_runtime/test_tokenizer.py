@@ -39,6 +39,13 @@ def test_encodes_as_the_library_does(tokenizer):
             assert tokenizer.encode(text, add_special_tokens=special) == ids
 
 
+def test_the_digest_stands_for_the_vocabulary(tokenizer, folder):
+    """Equal for a copy; another when one byte of tokenizer.json differs."""
+    assert Tokenizer.from_folder(folder).digest == tokenizer.digest != ""
+    (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
+    assert Tokenizer.from_folder(folder).digest != tokenizer.digest
+
+
 def test_token_bytes_join_to_the_text(tokenizer):
     """Every token knows its bytes, parts of characters included."""
     text = "größe 日本 🙂 <x>\n\t"

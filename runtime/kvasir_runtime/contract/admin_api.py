@@ -62,6 +62,17 @@ class LatencyState(_Message):
     ttft_p95: float | None = None
 
 
+class AnswerState(_Message):
+    """Requests for text over the last minute, by how they ended.
+
+    `failed` ones got an error that is the server's (status 5xx, or an error in the stream). Requests that were at fault
+    themselves, that gave up, or that came while the server loads, drains or sleeps are in neither.
+    """
+
+    answered: int = 0
+    failed: int = 0
+
+
 class StartupState(_Message):
     """Where a start-up stands: the phase, what each phase took so far in seconds, and progress 0..1 in this one."""
 
@@ -72,26 +83,29 @@ class StartupState(_Message):
 
 
 class CapacityState(_Message):
-    """What the engine really allocated."""
+    """What the engine really allocated; `max_adapters` are those that memory holds at the same time, 0 without LoRA."""
 
     weights_bytes: int = 0
     kv_bytes_per_token: int = 0
     kv_tokens: int = 0
     max_concurrent_sequences: int = 0
     max_model_len: int = 0
+    max_adapters: int = 0
 
 
 class AdapterState(_Message):
     """One version of an adapter that is there, or on its way.
 
     On `device` it has a slot of a batch, on `host` it is in memory, on `disk` it is read when it is asked for.
-    `refs` counts requests in flight. An older version whose requests still run has a row of its own.
+    `refs` counts requests in flight, `demand` those that came for its name, halved every 10 minutes. An older version
+    whose requests still run has a row of its own.
     """
 
     name: str
     digest: str
     residency: Literal["device", "host", "disk", "loading", "failed"]
     refs: int = 0
+    demand: float = 0.0
     bytes: int = 0
     message: str = ""
 
@@ -101,13 +115,16 @@ class WantedAdapter(_Message):
 
     `uri` is `file:///path` (or `/path`) below one of --lora-roots, or of one of --lora-schemes. A pinned adapter keeps
     its slot once it has one. The digest is what `sha256sum adapter_config.json adapter_model.safetensors | sha256sum`
-    prints.
+    prints. `version` is any text: when another one comes, the source is looked at again. `secret` names the folder below
+    --lora-secrets that holds the source's credentials.
     """
 
     name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")
     uri: str = Field(min_length=1, max_length=4096, pattern=r"^[^\x00-\x1f\x7f]+$")
     digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     pinned: bool = False
+    version: str = Field(default="", max_length=256)
+    secret: str = Field(default="", max_length=253, pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$")
 
     @field_validator("uri")
     @classmethod
@@ -123,16 +140,19 @@ class WantedAdapter(_Message):
 class AdapterSet(_Message):
     """`PUT /admin/adapters`: all adapters that are to be served. What is not among them is unloaded.
 
-    The same set again changes nothing, but what has failed is tried again.
+    The same set again changes nothing, but what has failed is tried again. `tag` is any text that names the set: the
+    reports repeat it, so that whoever asked knows what a process was told.
     """
 
     adapters: list[WantedAdapter] = Field(max_length=4096)
+    tag: str = Field(default="", max_length=256)
 
 
 class AdapterReport(_Message):
     """How one wanted adapter fares. `digest` is the version that new requests get; "" while there is none.
 
-    While `state` is `loading` or `failed` an earlier version may go on serving.
+    While `state` is `loading` or `failed` an earlier version may go on serving. `failures` counts attempts that failed
+    in a row, the last of them `failed_for_s` seconds ago.
     """
 
     name: str
@@ -143,21 +163,25 @@ class AdapterReport(_Message):
     cause: str = ""
     message: str = ""
     remedy: str = ""
+    failures: int = 0
+    failed_for_s: float = 0.0
 
 
 class AdapterReports(_Message):
     """Answer to `PUT` and `GET /admin/adapters`: the wanted set as it fares, and every version that is in memory."""
 
     boot_id: str
+    tag: str = ""
     adapters: list[AdapterReport]
     versions: list[AdapterState] = Field(default_factory=list)
 
 
 class AdminState(_Message):
-    """`GET /admin/state`."""
+    """`GET /admin/state`. Token ids mean the same text where `tokenizer_digest` is the same; empty: not known yet."""
 
     boot_id: str
     model_digest: str
+    tokenizer_digest: str = ""
     revision: str
     draining: bool
     inflight: int
@@ -166,6 +190,7 @@ class AdminState(_Message):
     kv: KVState | None = None
     tokens: TokenState = Field(default_factory=TokenState)
     latency: LatencyState = Field(default_factory=LatencyState)
+    answers: AnswerState | None = None
     adapters: list[AdapterState] = Field(default_factory=list)
     startup: StartupState = Field(default_factory=StartupState)
     capacity: CapacityState | None = None
@@ -251,9 +276,11 @@ class WarmupEnd(StrEnum):
 class WarmupState(_Message):
     """Answer of `/admin/warmup`. Counts are of prompts and of their tokens.
 
-    `cached_tokens` were in the cache already; `refused` says why a prompt could not be taken, by its position.
+    `cached_tokens` were in the cache already; `refused` says why a prompt could not be taken, by its position. `boot_id`
+    is that of the process that computed them.
     """
 
+    boot_id: str = ""
     ended: WarmupEnd
     prompts: int
     computed_tokens: int

@@ -124,6 +124,9 @@ class EngineArgs(BaseModel):
     lora_schemes: Names = Field(
         default=[], description="schemes that adapters may be downloaded from (s3, hf, https); default: none"
     )
+    lora_secrets: str | None = Field(
+        default=None, description="folder with a folder of credentials for each `secret` that adapters name"
+    )
     lora_cache: str | None = Field(
         default=None, description="folder for downloaded adapters; default: a temporary one, gone with the process"
     )

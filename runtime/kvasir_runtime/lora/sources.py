@@ -13,6 +13,7 @@ from threading import Event
 from typing import Final
 
 from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.fetch.cli import read_secrets
 from kvasir_runtime.fetch.fetcher import Request, fetch
 from kvasir_runtime.fetch.progress import Reporter
 from kvasir_runtime.fetch.retry import RetryPolicy, Stopped
@@ -30,14 +31,18 @@ ATTEMPTS: Final = 4
 
 @dataclass(frozen=True)
 class AdapterSources:
-    """`roots` may hold local adapters; from `schemes` (s3, hf, https) others come; keys are in `environment`."""
+    """`roots` may hold local adapters; from `schemes` (s3, hf, https) others come; keys are in `environment`.
+
+    An adapter may name a folder below `secrets` instead, whose files take precedence.
+    """
 
     roots: tuple[Path, ...] = ()
     schemes: frozenset[str] = frozenset()
     cache: Path | None = None
+    secrets: Path | None = None
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def obtain(self, uri: str, stop: Event) -> Path:
+    def obtain(self, uri: str, stop: Event, secret: str = "") -> Path:
         """The adapter's folder, downloaded if need be; blocks. Raises KvasirError (SourceForbidden and fetch's own).
 
         `stop` ends a download from another thread.
@@ -51,7 +56,7 @@ class AdapterSources:
                 f"adapters may not be loaded from {scheme}:// ({without_credentials(uri)})",
                 f"start with --lora-schemes {','.join(sorted({*self.schemes, scheme}))}",
             )
-        return self._download(uri, stop)
+        return self._download(uri, stop, self._credentials(secret))
 
     def discard(self, folder: Path) -> None:
         """Remove a downloaded adapter; local ones stay."""
@@ -79,7 +84,16 @@ class AdapterSources:
             raise invalid(f"No adapter found for {path}", "check the path and the volume's mount")
         return real
 
-    def _download(self, uri: str, stop: Event) -> Path:
+    def _credentials(self, secret: str) -> dict[str, str]:
+        if not secret:
+            return dict(self.environment)
+        folder = self.secrets / secret if self.secrets is not None else None
+        if folder is None or not folder.is_dir():
+            problem = f"there are no credentials {secret!r} below --lora-secrets ({self.secrets or 'not set'})"
+            raise _forbidden(problem, "create the Secret, or correct its name")
+        return read_secrets(folder, self.environment)
+
+    def _download(self, uri: str, stop: Event, credentials: Mapping[str, str]) -> Path:
         assert self.cache is not None
         self.cache.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self.cache))
@@ -87,7 +101,7 @@ class AdapterSources:
             uri=uri,
             folder=folder,
             max_size=LARGEST_DOWNLOAD,
-            access=Access(dict(self.environment)),
+            access=Access(credentials),
             retry=RetryPolicy(attempts=ATTEMPTS, wait=stop.wait),
             stop=stop,
         )

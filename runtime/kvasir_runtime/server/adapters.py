@@ -39,6 +39,9 @@ LOADS_AT_ONCE: Final = 2
 
 LOADING_RETRY_AFTER_S: Final = 1.0
 
+DEMAND_HALF_LIFE_S: Final = 600.0
+"""As that of prefixes."""
+
 logger = logging.getLogger("kvasir.adapters")
 
 
@@ -53,6 +56,22 @@ class Adapter:
     note: str = ""
     loading: "asyncio.Task[None] | None" = None
     stop: threading.Event = field(default_factory=threading.Event)
+    failures: int = 0
+    failed_at: float = 0.0
+    demand: float = 0.0
+    asked_at: float = 0.0
+
+    def fail(self, failure: FailureReport, now: float) -> None:
+        """Note why an attempt failed."""
+        self.failure, self.failures, self.failed_at = failure, self.failures + 1, now
+
+    def ask(self, now: float) -> None:
+        """A request came for it."""
+        self.demand, self.asked_at = self.demand_at(now) + 1, now
+
+    def demand_at(self, now: float) -> float:
+        """Requests so far, each worth half as much after `DEMAND_HALF_LIFE_S`."""
+        return self.demand * 0.5 ** ((now - self.asked_at) / DEMAND_HALF_LIFE_S) if self.demand else 0.0
 
     @property
     def state(self) -> str:
@@ -84,6 +103,7 @@ class AdapterRegistry:
     ) -> None:
         self.adapters: dict[str, Adapter] = {}
         self.limits = limits
+        self.tag = ""
         self._engine = engine
         self._sources = sources
         self._reserved = frozenset(reserved)
@@ -93,9 +113,10 @@ class AdapterRegistry:
         self._turns = asyncio.Semaphore(LOADS_AT_ONCE)
         engine.on_adapters(self._hear)
 
-    def apply(self, wanted: list[WantedAdapter]) -> None:
+    def apply(self, wanted: list[WantedAdapter], tag: str = "") -> None:
         """Take over the whole wanted set; what is new loads from here on. Raises ApiError for a set that cannot be."""
         self._check(wanted)
+        self.tag = tag
         names = {each.name for each in wanted}
         for name in [name for name in self.adapters if name not in names]:
             self.remove(name)
@@ -114,7 +135,7 @@ class AdapterRegistry:
             self.reload(adapter)
             return adapter
         _give_up(adapter)
-        adapter.failure = None
+        adapter.failure, adapter.failures = None, 0
         if before.pinned != wanted.pinned:
             self._engine.pin_adapter(self._load_message(adapter.serving))
         return adapter
@@ -144,12 +165,20 @@ class AdapterRegistry:
             HTTPStatus.NOT_FOUND, f"adapter {name!r} is not loaded{why}", param="model", code="model_not_found"
         )
 
+    def asked_for(self, name: str) -> str:
+        """`resolve` for a request of a user's, which counts as demand, whether it can be answered or not."""
+        adapter = self.adapters.get(name)
+        if adapter is not None:
+            adapter.ask(time.monotonic())
+        return self.resolve(name)
+
     def reports(self) -> list[AdapterReport]:
-        return [_report(adapter) for adapter in self.adapters.values()]
+        now = time.monotonic()
+        return [_report(adapter, now) for adapter in self.adapters.values()]
 
     def states(self) -> Iterator[AdapterState]:
         """Every version that is in the engine, and a row for what is not there yet."""
-        refs = self._engine.adapter_refs()
+        refs, demand = self._engine.adapter_refs(), self._demand()
         for digest, version in self._versions.items():
             use = self._uses.get(digest)
             yield AdapterState(
@@ -157,6 +186,7 @@ class AdapterRegistry:
                 digest=digest,
                 residency="loading" if use is None else use.residency,
                 refs=refs[digest],
+                demand=demand.get(digest, 0.0),
                 bytes=0 if use is None else use.nbytes,
             )
         for name, adapter in self.adapters.items():
@@ -165,6 +195,13 @@ class AdapterRegistry:
                 yield AdapterState(name=name, digest="", residency="failed", message=message)
             elif not adapter.serving:
                 yield AdapterState(name=name, digest="", residency="loading")
+
+    def _demand(self) -> dict[str, float]:
+        """By version that is served."""
+        now, demand = time.monotonic(), dict[str, float]()
+        for adapter in self.adapters.values():
+            demand[adapter.serving] = round(demand.get(adapter.serving, 0.0) + adapter.demand_at(now), 3)
+        return demand
 
     async def close(self) -> None:
         """Give up what is being loaded."""
@@ -182,11 +219,11 @@ class AdapterRegistry:
             if answer.report:
                 raise _failure(answer.report)
         except (KvasirError, EngineGoneError) as error:
-            adapter.failure = error.report
+            adapter.fail(error.report, time.monotonic())
             logger.warning("adapter failed: %s", error, extra={"adapter": wanted.name, "cause": error.report.cause})
         else:
             held, adapter.serving = adapter.serving, held  # the flip: what was served before is let go below
-            adapter.note = files.note
+            adapter.note, adapter.failures = files.note, 0
             fields = {"adapter": wanted.name, "digest": adapter.serving, "bytes": answer.nbytes}
             logger.info("adapter loaded%s", f": {files.note}" if files.note else "", extra=fields)
         finally:
@@ -251,7 +288,9 @@ class AdapterRegistry:
         for adapter in self.adapters.values():
             if adapter.serving == message.digest:
                 self._let_go(adapter.serving)
-                adapter.serving, adapter.failure = "", report
+                adapter.serving = ""
+                if report is not None:
+                    adapter.fail(report, time.monotonic())
 
     def _discard(self, folder: Path) -> None:
         if not any(version.folder == folder for version in self._versions.values()):
@@ -279,7 +318,7 @@ def prepare(
     """Obtain an adapter's files and check them; blocks. Raises KvasirError, and then leaves nothing behind."""
     folder: Path | None = None
     try:
-        folder = sources.obtain(wanted.uri, stop)
+        folder = sources.obtain(wanted.uri, stop, wanted.secret)
         files = check_adapter(folder, limits)
         if wanted.digest not in (None, files.digest):
             raise invalid(f"the source has digest {files.digest}, expected {wanted.digest}", "correct uri or digest")
@@ -294,7 +333,7 @@ def prepare(
 
 def _is_served(adapter: Adapter, before: WantedAdapter) -> bool:
     """Whether the version that is served is the one that is wanted now. `before`: what was wanted until now."""
-    if not adapter.serving:
+    if not adapter.serving or adapter.wanted.version != before.version:
         return False
     if adapter.wanted.digest is not None:
         return adapter.wanted.digest == adapter.serving
@@ -310,10 +349,15 @@ def _give_up(adapter: Adapter) -> None:
 
 
 def _same_content(before: WantedAdapter, after: WantedAdapter) -> bool:
-    return (before.uri, before.digest) == (after.uri, after.digest)
+    return (before.uri, before.digest, before.version, before.secret) == (
+        after.uri,
+        after.digest,
+        after.version,
+        after.secret,
+    )
 
 
-def _report(adapter: Adapter) -> AdapterReport:
+def _report(adapter: Adapter, now: float) -> AdapterReport:
     failure = adapter.failure
     report = AdapterReport(
         name=adapter.wanted.name,
@@ -322,6 +366,8 @@ def _report(adapter: Adapter) -> AdapterReport:
         digest=adapter.serving,
         pinned=adapter.wanted.pinned,
         message=adapter.note,
+        failures=adapter.failures,
+        failed_for_s=round(now - adapter.failed_at, 1) if adapter.failures else 0.0,
     )
     if failure is None:
         return report

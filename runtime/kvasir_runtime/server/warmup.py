@@ -67,6 +67,7 @@ class Warmup:
             if self._stream is not None:  # its time is over, or whoever asked has gone
                 service.engine.abort(self._stream, "the warmup was given up")
         return WarmupState(
+            boot_id=service.lifecycle.boot_id,
             ended=ended,
             prompts=tally.prompts,
             computed_tokens=tally.computed_tokens,

@@ -109,6 +109,40 @@ def test_a_new_version_takes_the_name(server: Server, root: Path) -> None:
     assert want(server, {"name": "a", "uri": f"{root}/legal"}).adapters[0].digest == second
 
 
+def test_another_version_has_the_source_looked_at_again(server: Server, root: Path) -> None:
+    """A link that leads elsewhere is followed when the version changes, and only then; the tag is repeated."""
+    link = root / "current"
+    link.symlink_to(root / "pirate")
+    try:
+        first = want(server, {"name": "a", "uri": str(link), "version": "1"}).adapters[0].digest
+        link.unlink()
+        link.symlink_to(root / "legal")
+        assert want(server, {"name": "a", "uri": str(link), "version": "1"}).adapters[0].digest == first
+        assert want(server, {"name": "a", "uri": str(link), "version": "2"}).adapters[0].digest != first
+    finally:
+        link.unlink()
+    body = {"adapters": [], "tag": "set-7"}
+    assert server.admin("PUT", "/admin/adapters", json=body).json()["tag"] == "set-7"
+    assert seen(server).tag == "set-7"
+
+
+def test_failures_and_demand_are_counted(server: Server, root: Path) -> None:
+    """Attempts that failed in a row, until one does not; requests that came for a name."""
+    bad, good = {"name": "a", "uri": f"{root}/nothing"}, {"name": "a", "uri": f"{root}/pirate"}
+    assert want(server, bad).adapters[0].failures == 1
+    report = want(server, bad).adapters[0]
+    assert (report.state, report.failures) == ("failed", 2)
+    assert report.failed_for_s >= 0
+    assert want(server, good).adapters[0].failures == 0
+    for _ in range(3):
+        assert server.complete(model="a", max_tokens=1).status_code == 200
+    [version] = seen(server).versions
+    assert 2.9 < version.demand <= 3
+    state = AdminState.model_validate(server.admin("GET", "/admin/state").json())
+    assert state.capacity is not None
+    assert state.capacity.max_adapters == 2
+
+
 def test_two_names_share_one_version(server: Server, root: Path) -> None:
     """The version stays while one of the names is wanted."""
     both = [{"name": name, "uri": f"{root}/legal"} for name in ("a", "b")]
