@@ -1,7 +1,4 @@
-"""Errors in OpenAI's shape, and how whatever goes wrong becomes one.
-
-Source: https://platform.openai.com/docs/guides/error-codes/api-errors
-"""
+"""How whatever goes wrong becomes an error in OpenAI's shape."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -11,55 +8,24 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from kvasir_runtime.edge.errors import ApiError, ErrorDetail, ErrorResponse, bad_request, unavailable
 from kvasir_runtime.engine.async_engine import EngineGoneError, RequestEndedError
 from kvasir_runtime.validation import explain
 
+__all__ = [
+    "ApiError",
+    "ErrorDetail",
+    "ErrorResponse",
+    "bad_request",
+    "from_exception",
+    "from_validation",
+    "install_handlers",
+    "unavailable",
+]
+
 logger = logging.getLogger("kvasir.server")
-
-
-class ErrorDetail(BaseModel):
-    """`param` is the path of the offending field, `code` a stable word for programs."""
-
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-
-
-class ErrorResponse(BaseModel):
-    error: ErrorDetail
-
-
-class ApiError(Exception):
-    """An error meant for the client, with its HTTP status."""
-
-    def __init__(
-        self,
-        status: HTTPStatus,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = ErrorResponse(error=ErrorDetail(message=message, type=_error_type(status), param=param, code=code))
-        self.headers = {} if retry_after_s is None else {"Retry-After": str(max(1, round(retry_after_s)))}
-
-    def to_response(self) -> JSONResponse:
-        return JSONResponse(self.body.model_dump(), status_code=self.status, headers=self.headers)
-
-
-def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    return ApiError(HTTPStatus.BAD_REQUEST, message, param=param, code=code)
-
-
-def unavailable(message: str, code: str, retry_after_s: float) -> ApiError:
-    return ApiError(HTTPStatus.SERVICE_UNAVAILABLE, message, code=code, retry_after_s=retry_after_s)
 
 
 def from_exception(error: Exception) -> ApiError:
@@ -111,12 +77,6 @@ def install_handlers(app: FastAPI) -> None:
 
     for kind in (ApiError, EngineGoneError, RequestEndedError):
         app.add_exception_handler(kind, on_any)
-
-
-def _error_type(status: HTTPStatus) -> str:
-    if status == HTTPStatus.TOO_MANY_REQUESTS:
-        return "rate_limit_error"
-    return "server_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
 
 
 def _path(location: Sequence[str | int]) -> str:

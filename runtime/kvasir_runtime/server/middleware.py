@@ -1,31 +1,21 @@
 """What surrounds every request of both ports: its id, who may come in, the size of its body, one line in the log."""
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Final
 
 from fastapi import HTTPException
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kvasir_runtime.edge.gates import Gate
+from kvasir_runtime.edge.incoming import MAX_BODY_BYTES, QUIET_PATHS, body_too_large, check_length, usable_id
 from kvasir_runtime.logs import request_id
 from kvasir_runtime.server.errors import ApiError
-from kvasir_runtime.server.gates import Gate
-
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
-"""A prompt of 1,000,000 token ids takes 7 MB of JSON."""
 
 LOG_FIELDS: Final = "kvasir.log_fields"
 """Key of the scope under which an endpoint leaves fields for its line in the log."""
-
-QUIET_PATHS: Final = frozenset({"/health", "/metrics", "/livez", "/readyz", "/startupz", "/admin/state"})
-"""Asked every few seconds by machines: logged at debug level only."""
-
-_USABLE_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 logger = logging.getLogger("kvasir.access")
 
@@ -49,7 +39,7 @@ class RequestScope:
         leave: Callable[[], None] | None = None
         try:
             leave = self._gate.enter(scope["path"], headers)
-            _check_length(headers)
+            check_length(headers)
             await self._app(scope, _BoundedBody(receive).receive, answer.send)
         except ApiError as refusal:  # of the two checks: what the app raises it answers itself
             await refusal.to_response()(scope, receive, answer.send)
@@ -58,22 +48,6 @@ class RequestScope:
                 leave()
             _log(scope, answer.status, time.monotonic() - started)
             request_id.reset(token)
-
-
-def usable_id(given: str | None) -> str:
-    """The client's id if it is safe to log and to send back, else a new one."""
-    return given if given is not None and _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
-
-
-def _check_length(headers: Headers) -> None:
-    length = headers.get("content-length", "0")
-    if length.isdigit() and int(length) > MAX_BODY_BYTES:
-        raise body_too_large()
-
-
-def body_too_large() -> ApiError:
-    msg = f"the request body must be at most {MAX_BODY_BYTES} bytes"
-    return ApiError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, msg, code="body_too_large")
 
 
 class _BoundedBody:

@@ -30,10 +30,10 @@ from kvasir_runtime.contract.admin_api import (
     WarmupRequest,
     WarmupState,
 )
+from kvasir_runtime.edge.gates import OperatorGate
 from kvasir_runtime.engine.heartbeat import Verdict
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.server.errors import ApiError, ErrorResponse, install_handlers
-from kvasir_runtime.server.gates import OperatorGate
 from kvasir_runtime.server.middleware import RequestScope
 from kvasir_runtime.server.service import Service
 from kvasir_runtime.server.stream import CLIENT_CLOSED_REQUEST, DisconnectWatch

@@ -4,23 +4,22 @@ Everything runs in one event loop; the first of `Lifecycle.ended`'s reasons ends
 """
 
 import asyncio
-import contextlib
 import gc
 import logging
 import os
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
 from socket import socket
 from typing import Final
 
-import uvicorn
 import uvloop
-from starlette.types import ASGIApp
 
 from kvasir_runtime.contract.engine_args import EngineArgs
 from kvasir_runtime.contract.failures import Cause, FailureReport, KvasirError
+from kvasir_runtime.edge.auth import BearerTokens
+from kvasir_runtime.edge.http_server import FLUSH_S, HttpServer, handled_signals, make_server
+from kvasir_runtime.edge.process import process_started, raise_open_files_limit
 from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.heartbeat import Verdict
 from kvasir_runtime.engine.launcher import EngineProcess
@@ -30,12 +29,9 @@ from kvasir_runtime.lora.checkpoint import adapter_limits
 from kvasir_runtime.lora.sources import AdapterSources, temporary_cache
 from kvasir_runtime.model_files import ModelFiles
 from kvasir_runtime.server.adapters import AdapterRegistry
-from kvasir_runtime.server.auth import BearerTokens
-from kvasir_runtime.server.http_protocol import BoundedHttpProtocol
 from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
 from kvasir_runtime.server.metrics import Metrics, kv_usage
 from kvasir_runtime.server.operator_app import build_operator_app, liveness, usable_tokens
-from kvasir_runtime.server.process import process_started, raise_open_files_limit
 from kvasir_runtime.server.rates import RATE_WINDOW_S, SAMPLE_INTERVAL_S, Rates
 from kvasir_runtime.server.service import Service
 from kvasir_runtime.server.sleep import Sleep
@@ -45,12 +41,6 @@ from kvasir_runtime.tokenizer import Tokenizer
 
 GIVE_UP_AFTER_S: Final = 10.0
 """How long a dead engine is left to the kubelet's liveness probe before the process ends by itself."""
-
-FLUSH_S: Final = 5
-"""How long clients may take to read the last bytes when the process ends."""
-
-KEEP_ALIVE_S: Final = 75
-"""Idle connections are kept longer than most proxies keep theirs (60 s), so that none writes into a closed one."""
 
 logger = logging.getLogger("kvasir.server")
 
@@ -86,8 +76,8 @@ async def _serve(
 ) -> FailureReport | None:
     service = make_service(args, model, process)
     lifecycle = service.lifecycle
-    servers = [_server(build_operator_app(service)), _server(build_user_app(service))]
-    with _signals(lambda name: lifecycle.on_signal(name, args.drain_timeout)):
+    servers = [make_server(build_operator_app(service)), make_server(build_user_app(service))]
+    with handled_signals(lambda name: lifecycle.on_signal(name, args.drain_timeout)):
         tasks = [
             asyncio.create_task(server.serve(sockets=[port]))
             for server, port in zip(servers, reversed(ports), strict=True)
@@ -235,7 +225,7 @@ async def _end_on_failure(lifecycle: Lifecycle, work: Awaitable[None]) -> None:
         lifecycle.fail(FailureReport(Cause.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
 
 
-async def _stop(servers: list["_Server"], tasks: list[asyncio.Task[None]], service: Service) -> None:
+async def _stop(servers: list[HttpServer], tasks: list[asyncio.Task[None]], service: Service) -> None:
     """Let clients read their last bytes, then end everything."""
     if service.lifecycle.failure is not None:
         service.engine.fail(service.lifecycle.failure)
@@ -249,40 +239,3 @@ async def _stop(servers: list["_Server"], tasks: list[asyncio.Task[None]], servi
     await service.adapters.close()
     await asyncio.to_thread(service.engine.close)
     logger.info("stopped")
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling: the lifecycle decides."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(app: ASGIApp) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            ws="none",
-            http=BoundedHttpProtocol,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=FLUSH_S,
-        )
-    )
-
-
-@contextlib.contextmanager
-def _signals(on_signal: Callable[[str], None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
-    handled = (signal.SIGTERM, signal.SIGINT)
-    for number in handled:
-        loop.add_signal_handler(number, on_signal, number.name)
-    try:
-        yield
-    finally:
-        for number in handled:
-            loop.remove_signal_handler(number)

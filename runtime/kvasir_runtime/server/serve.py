@@ -10,11 +10,11 @@ from typing import Final, NoReturn
 
 from kvasir_runtime import cli, logs
 from kvasir_runtime.contract.engine_args import EngineArgs
+from kvasir_runtime.edge.ports import listen
 from kvasir_runtime.engine.engine_process import EngineSpec
 from kvasir_runtime.engine.launcher import EngineProcess, launch_engine
 from kvasir_runtime.engine.transport import make_socket_folder
 from kvasir_runtime.model_files import read_model_folder
-from kvasir_runtime.server.ports import listen
 
 CORE_VARIABLE: Final = "KVASIR_ENGINE_CORE"
 """MODULE:CLASS of another engine core, for tests of this process without a model."""

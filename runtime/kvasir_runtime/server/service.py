@@ -9,13 +9,13 @@ from http import HTTPStatus
 from pathlib import Path
 
 from kvasir_runtime.contract.engine_args import EngineArgs
+from kvasir_runtime.edge.auth import BearerTokens
 from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.messages import EngineReady
 from kvasir_runtime.model_files import ModelFiles
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.server.adapters import AdapterRegistry
 from kvasir_runtime.server.admission import Deadlines, Load, refusal
-from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.errors import ApiError, bad_request, unavailable
 from kvasir_runtime.server.lifecycle import DRAIN_RETRY_AFTER_S, Lifecycle, StartupClock
 from kvasir_runtime.server.metrics import Metrics

@@ -7,6 +7,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
+from kvasir_runtime.edge.gates import UserGate
 from kvasir_runtime.fetch.uri import without_credentials
 from kvasir_runtime.server.adapter_endpoints import (
     LoadLoRAAdapterRequest,
@@ -19,7 +20,6 @@ from kvasir_runtime.server.chat import create_chat_completion
 from kvasir_runtime.server.completions import create_completion
 from kvasir_runtime.server.conversation import render
 from kvasir_runtime.server.errors import ErrorResponse, bad_request, install_handlers
-from kvasir_runtime.server.gates import UserGate
 from kvasir_runtime.server.logprobs import token_text
 from kvasir_runtime.server.middleware import RequestScope
 from kvasir_runtime.server.protocol import ChatCompletionRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest

@@ -3,9 +3,9 @@
 import pytest
 from starlette.datastructures import Headers
 
-from kvasir_runtime.server.auth import BearerTokens
+from kvasir_runtime.edge.auth import BearerTokens
+from kvasir_runtime.edge.gates import UserGate
 from kvasir_runtime.server.errors import ApiError
-from kvasir_runtime.server.gates import UserGate
 
 
 def bearer(token: str) -> Headers:

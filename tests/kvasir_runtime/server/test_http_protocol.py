@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 import uvicorn
 
-from kvasir_runtime.server.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
+from kvasir_runtime.edge.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
 
 
 class HastyProtocol(BoundedHttpProtocol):

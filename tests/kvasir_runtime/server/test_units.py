@@ -10,10 +10,10 @@ import pytest
 from kvasir_runtime import logs
 from kvasir_runtime.contract.admin_api import Phase
 from kvasir_runtime.contract.failures import Cause, FailureReport
+from kvasir_runtime.edge.auth import BearerTokens
+from kvasir_runtime.edge.incoming import usable_id
 from kvasir_runtime.engine.messages import EngineStats, StartupProgress
-from kvasir_runtime.server.auth import BearerTokens
 from kvasir_runtime.server.lifecycle import Lifecycle, StartupClock
-from kvasir_runtime.server.middleware import usable_id
 from kvasir_runtime.server.rates import Rates
 
 

@@ -1,14 +1,12 @@
 """Who may come in at each port, and how much at a time. Asked before a request's body is read."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from starlette.datastructures import Headers
-
-from kvasir_runtime.server.auth import BearerTokens
-from kvasir_runtime.server.errors import ApiError
+from kvasir_runtime.edge.auth import BearerTokens
+from kvasir_runtime.edge.errors import ApiError
 
 OPEN_PATHS: Final = frozenset({"/health", "/metrics", "/version", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
 """What needs no key: nothing of these shows prompts or costs the engine anything."""
@@ -22,7 +20,7 @@ KEY_BUSY_RETRY_AFTER_S: Final = 1.0
 class Gate(Protocol):
     """One port's."""
 
-    def enter(self, path: str, headers: Headers) -> Callable[[], None]:
+    def enter(self, path: str, headers: Mapping[str, str]) -> Callable[[], None]:
         """Let a request in; what is returned is called when its answer is out. Raises ApiError."""
 
 
@@ -40,7 +38,7 @@ class UserGate:
         self._limit = max_streams_per_key
         self._under_way: Counter[bytes] = Counter()
 
-    def enter(self, path: str, headers: Headers) -> Callable[[], None]:
+    def enter(self, path: str, headers: Mapping[str, str]) -> Callable[[], None]:
         if path in OPEN_PATHS or not self._api_keys.required:
             return _nothing
         key = self._api_keys.identify(headers.get("authorization"))
@@ -71,7 +69,7 @@ class OperatorGate:
     def __init__(self, tokens: BearerTokens) -> None:
         self._tokens = tokens
 
-    def enter(self, path: str, headers: Headers) -> Callable[[], None]:
+    def enter(self, path: str, headers: Mapping[str, str]) -> Callable[[], None]:
         if not path.startswith("/admin"):
             return _nothing
         if not self._tokens.required:
