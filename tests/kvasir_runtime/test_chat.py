@@ -88,7 +88,7 @@ def chat_process(*flags: str, lines: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "kvasir_runtime", "chat", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command, input=lines, capture_output=True, text=True, timeout=100, env=environment, check=False
+        command, input=lines, capture_output=True, text=True, timeout=200, env=environment, check=False
     )
 
 

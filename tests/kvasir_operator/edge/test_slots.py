@@ -48,5 +48,5 @@ async def test_a_waiter_that_is_cancelled_loses_no_slot() -> None:
     slots.release()
     given.cancel()
     await asyncio.gather(waits, given, return_exceptions=True)
-    await asyncio.wait_for(take(slots, 0, "next", order), 1)
+    await asyncio.wait_for(take(slots, 0, "next", order), 30)
     assert order == ["next"]

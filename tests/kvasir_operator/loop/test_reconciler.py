@@ -14,7 +14,7 @@ from tests.kvasir_operator.loop.fake_cluster import inference_service, service_a
 from tests.kvasir_operator.loop.harness import KEY, Loop
 
 
-async def until(condition: Any, seconds: float = 5.0) -> None:
+async def until(condition: Any, seconds: float = 30.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the loop under test tells nobody what it does
             await asyncio.sleep(0.001)
@@ -84,7 +84,7 @@ async def test_lost_leadership_ends_the_process(loop: Loop, monkeypatch: pytest.
     monkeypatch.setattr(loop.cluster.faults, "before_write", lost)
     loop.reconciler.start()
     with pytest.raises(LeadershipLostError):
-        await asyncio.wait_for(loop.reconciler.failed, 5)
+        await asyncio.wait_for(loop.reconciler.failed, 30)
     await loop.reconciler.stop()
 
 
@@ -178,7 +178,7 @@ async def test_the_crd_is_waited_for(loop: Loop, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(loop.cluster, "pages", pages)
     monkeypatch.setattr(sync, "CRD_SECONDS", 0.0)
-    await asyncio.wait_for(sync.wait_for_crd(cast("Cluster", loop.cluster), []), 5)
+    await asyncio.wait_for(sync.wait_for_crd(cast("Cluster", loop.cluster), []), 30)
     answers = iter([ApiError(403, "Forbidden", "no")])
     with pytest.raises(ApiError, match="no"):
         await sync.wait_for_crd(cast("Cluster", loop.cluster), [])

@@ -28,6 +28,6 @@ def request_for(tmp_path: Path, waits: Waits) -> MakeRequest:
     def make(uri: str, attempts: int = 3, environment: dict[str, str] | None = None, **changes: Any) -> Request:
         retry = RetryPolicy(attempts=attempts, wait=waits, jitter=lambda: 1.0)
         settings: dict[str, Any] = {"folder": tmp_path / "model", "retry": retry} | changes
-        return Request(uri, access=Access(environment or {}, timeout=5.0), **settings)
+        return Request(uri, access=Access(environment or {}, timeout=20.0), **settings)
 
     return make

@@ -20,7 +20,7 @@ MODEL = ROOT / "tests" / "models" / "tiny-llama"
 ADMIN_TOKEN = "operator-token"
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 90.0) -> None:
     """Look every 20 ms until `condition` holds; fails the test after `timeout_s`."""
     pause, deadline = threading.Event(), time.monotonic() + timeout_s
     while not condition():
@@ -86,11 +86,11 @@ class Server:
         return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
 
     def probe(self, path: str) -> httpx.Response:
-        return call("GET", self.admin_url + path, timeout=5)
+        return call("GET", self.admin_url + path, timeout=20)
 
     def admin(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-        return call(method, self.admin_url + path, headers=headers, timeout=5, **kwargs)
+        return call(method, self.admin_url + path, headers=headers, timeout=20, **kwargs)
 
     def complete(self, **body: Any) -> httpx.Response:
         return call("POST", f"{self.url}/v1/completions", json={"prompt": "def foo(", **body}, timeout=60)
@@ -107,11 +107,11 @@ class Server:
             return False
 
     def stop(self) -> int:
-        """End it cleanly and return its exit status; kills it when that takes over 20 s."""
+        """End it cleanly and return its exit status; kills it when that takes over 40 s."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(40)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()

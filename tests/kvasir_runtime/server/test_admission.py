@@ -88,9 +88,14 @@ def state(server):
 
 async def test_deadlines_over_http(start_server):
     """What waited for too long gets 503, then what would wait for too long gets 429; and so for whole answers."""
-    server = start_server("--max-num-seqs", "1", "--queue-timeout", "3s").wait_ready()
+    server = start_server("--max-num-seqs", "1", "--queue-timeout", "1s").wait_ready()
     url = f"{server.url}/v1/completions"
     async with httpx.AsyncClient(timeout=60) as client:
+        long = await occupy(client, server)
+        waited = await client.post(url, json=SLOW)  # taken, as no answer has ended from which the wait could be told
+        assert (waited.status_code, waited.json()["error"]["code"]) == (503, "queue_timeout")
+        long.cancel()
+        await asyncio.to_thread(wait_until, lambda: state(server)["running"] == 0)
         short = await client.post(url, json={**SLOW, "max_tokens": 40})
         assert short.status_code == 200
         cut = await client.post(url, json={**SLOW, "timeout_s": 0.5})
@@ -101,13 +106,14 @@ async def test_deadlines_over_http(start_server):
         assert (early.status_code, early.json()["error"]["code"]) == (429, "deadline_unreachable")
         assert early.json()["error"]["param"] == "timeout_s"
         assert int(early.headers["retry-after"]) >= 1
-        long = asyncio.create_task(client.post(url, json=SLOW))
-        await asyncio.to_thread(wait_until, lambda: state(server)["running"] == 1)
-        # Answers of 40 tokens at 50 ms end every 2 s: the next in line would wait for as long, the one after for 4 s.
-        first = asyncio.create_task(client.post(url, json=SLOW))
-        await asyncio.to_thread(wait_until, lambda: state(server)["waiting"] == 1)
-        second = await client.post(url, json=SLOW)
-        assert (second.status_code, second.json()["error"]["code"]) == (429, "queue_timeout")
-        answer = await first
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "queue_timeout")
+        long = await occupy(client, server)
+        refused = await client.post(url, json=SLOW)  # answers of 40 tokens at 50 ms, or slower, end every 2 s
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_timeout")
         long.cancel()
+
+
+async def occupy(client, server):
+    """Have the only seat taken for long."""
+    task = asyncio.create_task(client.post(f"{server.url}/v1/completions", json=SLOW))
+    await asyncio.to_thread(wait_until, lambda: state(server)["running"] == 1)
+    return task

@@ -17,7 +17,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def assert_refused(server, cause: str, message: str, *, status: int = 1) -> None:
-    assert server.process.wait(30) == status, server.log
+    assert server.process.wait(60) == status, server.log
     assert server.failure["cause"] == cause
     assert message in server.failure["message"]
     assert server.failure["remedy"]
@@ -116,7 +116,7 @@ def test_engine_exits_while_loading(start_server):
 def test_engine_raises_while_loading(start_server):
     """An unexpected exception keeps its words, and its traceback in the log and the detail."""
     server = start_server(env={"FAKE_CORE_START": "raise"})
-    assert server.process.wait(30) == 1
+    assert server.process.wait(60) == 1
     assert server.failure["cause"] == "InternalError"
     assert "the engine could not start: RuntimeError: told to raise" in server.failure["message"]
     assert "fake_core.py" in server.failure["detail"]["traceback"]

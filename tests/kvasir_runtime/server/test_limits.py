@@ -122,5 +122,5 @@ async def test_streams_of_one_key_are_bounded(start_server):
 def test_a_bound_by_key_needs_keys(start_server):
     """Without keys there is nothing to count by: refused at the start."""
     server = start_server("--max-streams-per-key", "2")
-    assert server.process.wait(30) == 2
+    assert server.process.wait(60) == 2
     assert "max_streams_per_key counts by API key" in server.failure["message"]

@@ -295,7 +295,7 @@ def test_a_crowd_of_schemas(real):
 def test_tokenize_with_tools(real):
     """The tokens of a conversation with tools are those that a request with them has."""
     asked = {"messages": ASK, "tools": [WEATHER]}
-    counted = call("POST", f"{real.url}/tokenize", json=asked, timeout=10).json()["count"]
+    counted = call("POST", f"{real.url}/tokenize", json=asked, timeout=30).json()["count"]
     reply = call("POST", f"{real.url}/v1/chat/completions", json={**asked, "max_tokens": 1}, timeout=30).json()
     assert reply["usage"]["prompt_tokens"] == counted
 
@@ -345,7 +345,7 @@ class TestLangChain:
 
 def test_docs_load_nothing_from_elsewhere(real):
     """The page about the API works where the browser reaches only this server."""
-    page = call("GET", f"{real.url}/docs", timeout=10)
+    page = call("GET", f"{real.url}/docs", timeout=30)
     assert page.status_code == 200
     assert not re.search(r"""(src|href)=["']?(https?:)?//""", page.text)
     assert "openapi.json" in page.text

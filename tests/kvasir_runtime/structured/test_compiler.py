@@ -41,7 +41,7 @@ def work() -> Iterator[Work]:
 def collect(compiler: GrammarCompiler, count: int) -> dict[str, Any]:
     ready: dict[str, Any] = {}
     while len(ready) < count:
-        compiler.wait(5)
+        compiler.wait(30)
         ready |= compiler.take_ready()
     return ready
 
