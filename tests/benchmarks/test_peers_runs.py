@@ -174,8 +174,8 @@ def test_a_program_that_hangs_is_ended_with_all_it_started(tmp_path: Path) -> No
     """Engines start processes of their own: none of them may outlive the measurement."""
     note = tmp_path / "pid"
     script = f"sleep 600 & echo $! > {note}; wait"
-    with pytest.raises(BenchmarkError, match="ran longer than 1 s"):
-        processes.run(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"}, tmp_path / "log", timeout_s=1)
+    with pytest.raises(BenchmarkError, match="ran longer than 3 s"):
+        processes.run(["/bin/sh", "-c", script], {"PATH": "/usr/bin:/bin"}, tmp_path / "log", timeout_s=3)
     state = Path("/proc") / note.read_text().strip() / "stat"
     assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z"
 
