@@ -115,8 +115,8 @@ class WantedAdapter(_Message):
 
     `uri` is `file:///path` (or `/path`) below one of --lora-roots, or of one of --lora-schemes. A pinned adapter keeps
     its slot once it has one. The digest is what `sha256sum adapter_config.json adapter_model.safetensors | sha256sum`
-    prints. `version` is any text: when another one comes, the source is looked at again. `secret` names the folder below
-    --lora-secrets that holds the source's credentials.
+    prints. `version` is any text: when another one comes, the source is looked at again. `secret` names the folder
+    below --lora-secrets that holds the source's credentials.
     """
 
     name: str = Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:/-]*[A-Za-z0-9])?$")
@@ -276,8 +276,8 @@ class WarmupEnd(StrEnum):
 class WarmupState(_Message):
     """Answer of `/admin/warmup`. Counts are of prompts and of their tokens.
 
-    `cached_tokens` were in the cache already; `refused` says why a prompt could not be taken, by its position. `boot_id`
-    is that of the process that computed them.
+    `cached_tokens` were in the cache already; `refused` says why a prompt could not be taken, by its position.
+    `boot_id` is that of the process that computed them.
     """
 
     boot_id: str = ""

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from kvasir_runtime.edge.errors import ApiError, ErrorDetail, ErrorResponse, bad_request, unavailable
 from kvasir_runtime.engine.async_engine import EngineGoneError, RequestEndedError
+from kvasir_runtime.server.outcomes import note_failure
 from kvasir_runtime.validation import explain
 
 __all__ = [
@@ -72,8 +73,10 @@ def install_handlers(app: FastAPI) -> None:
         return answer
 
     @app.exception_handler(Exception)
-    async def on_any(_: Request, error: Exception) -> JSONResponse:
-        return from_exception(error).to_response()
+    async def on_any(request: Request, error: Exception) -> JSONResponse:
+        shown = from_exception(error)
+        note_failure(request.scope, shown)
+        return shown.to_response()
 
     for kind in (ApiError, EngineGoneError, RequestEndedError):
         app.add_exception_handler(kind, on_any)

@@ -13,6 +13,7 @@ from kvasir_runtime.edge.gates import Gate
 from kvasir_runtime.edge.incoming import MAX_BODY_BYTES, QUIET_PATHS, body_too_large, check_length, usable_id
 from kvasir_runtime.logs import request_id
 from kvasir_runtime.server.errors import ApiError
+from kvasir_runtime.server.outcomes import has_failed
 
 LOG_FIELDS: Final = "kvasir.log_fields"
 """Key of the scope under which an endpoint leaves fields for its line in the log."""
@@ -23,10 +24,18 @@ logger = logging.getLogger("kvasir.access")
 class RequestScope:
     """Gives each request an id (the client's X-Request-Id where it is usable), asks the gate, bounds its body."""
 
-    def __init__(self, app: ASGIApp, gate: Gate, is_draining: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        gate: Gate,
+        is_draining: Callable[[], bool] = lambda: False,
+        count: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        """`count` hears of each request for text that was answered, or failed by the server's fault (True)."""
         self._app = app
         self._gate = gate
         self._is_draining = is_draining
+        self._count = count
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,6 +56,9 @@ class RequestScope:
             if leave is not None:
                 leave()
             _log(scope, answer.status, time.monotonic() - started)
+            failed = has_failed(scope, answer.status)
+            if failed is not None:
+                self._count(failed)
             request_id.reset(token)
 
 

@@ -15,6 +15,7 @@ from kvasir_runtime.contract.admin_api import (
     AdapterReports,
     AdapterSet,
     AdminState,
+    AnswerState,
     CapacityState,
     DrainRequest,
     DrainState,
@@ -102,7 +103,10 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
     def reports() -> AdapterReports:
         adapters = service.adapters
         return AdapterReports(
-            boot_id=service.lifecycle.boot_id, adapters=adapters.reports(), versions=list(adapters.states())
+            boot_id=service.lifecycle.boot_id,
+            tag=adapters.tag,
+            adapters=adapters.reports(),
+            versions=list(adapters.states()),
         )
 
     @app.get("/admin/adapters", responses=_REFUSALS)
@@ -111,7 +115,7 @@ def _add_adapters(app: FastAPI, service: Service) -> None:
 
     @app.put("/admin/adapters", responses=_REFUSALS | _BUSY)
     async def want_adapters(body: AdapterSet) -> AdapterReports:
-        service.adapters.apply(body.adapters)
+        service.adapters.apply(body.adapters, body.tag)
         return reports()
 
 
@@ -195,6 +199,7 @@ def admin_state(service: Service, now: float) -> AdminState:
     return AdminState(
         boot_id=service.lifecycle.boot_id,
         model_digest=ready.model_digest if ready else "",
+        tokenizer_digest=service.tokenizer.digest if service.tokenizer is not None else "",
         revision=service.args.revision,
         draining=service.lifecycle.draining,
         inflight=service.lifecycle.inflight,
@@ -211,11 +216,17 @@ def admin_state(service: Service, now: float) -> AdminState:
             ttft_p50=service.rates.first_token_quantile(0.5, now),
             ttft_p95=service.rates.first_token_quantile(0.95, now),
         ),
+        answers=_answer_state(service, now),
         adapters=list(service.adapters.states()),
         startup=startup_state(service),
         capacity=_capacity(service),
         sleep_level=service.sleep.level,
     )
+
+
+def _answer_state(service: Service, now: float) -> AnswerState:
+    answered, failed = service.rates.answers(now)
+    return AnswerState(answered=answered, failed=failed)
 
 
 def _kv_state(service: Service) -> KVState:
@@ -233,7 +244,7 @@ def _kv_state(service: Service) -> KVState:
 
 
 def _capacity(service: Service) -> CapacityState | None:
-    ready = service.ready
+    ready, args = service.ready, service.args
     if ready is None:
         return None
     kv_tokens = usable_tokens(ready)
@@ -241,8 +252,9 @@ def _capacity(service: Service) -> CapacityState | None:
         weights_bytes=ready.weights_bytes,
         kv_bytes_per_token=ready.kv_bytes_per_token,
         kv_tokens=kv_tokens,
-        max_concurrent_sequences=min(service.args.max_num_seqs, kv_tokens // ready.max_model_len),
+        max_concurrent_sequences=min(args.max_num_seqs, kv_tokens // ready.max_model_len),
         max_model_len=ready.max_model_len,
+        max_adapters=max(args.max_loras, args.max_cpu_loras or 0) if args.enable_lora else 0,
     )
 
 

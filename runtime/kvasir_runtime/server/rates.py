@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from kvasir_runtime.engine.messages import EngineStats
 
@@ -11,7 +11,7 @@ RATE_WINDOW_S: Final = 10.0
 LATENCY_WINDOW_S: Final = 60.0
 SAMPLE_INTERVAL_S: Final = 0.5
 MAX_SAMPLES: Final = 4096
-"""Latencies remembered at most: at 500 requests a second those of the last 8 s."""
+"""Latencies and answers remembered at most: at 500 requests a second those of the last 8 s."""
 LEAST_PROMPT_SECONDS: Final = 0.02
 """Computing time from which a window tells the speed of prompts."""
 MEAN_WEIGHT: Final = 0.02
@@ -25,6 +25,7 @@ class Rates:
     _counts: deque[tuple[float, int, int, float]] = field(default_factory=deque)
     _first_tokens: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
 
+    _answers: deque[tuple[float, bool]] = field(default_factory=lambda: deque(maxlen=MAX_SAMPLES))
     _prompt_speed: tuple[float, float] = (0.0, -math.inf)
     _token_s: tuple[float, float] = (0.0, -math.inf)
     _output_tokens: float = 0.0
@@ -46,6 +47,17 @@ class Rates:
         """A sequence has ended."""
         self._output_tokens = _moved(self._output_tokens, output_tokens)
 
+    def answered(self, now: float, *, failed: bool) -> None:
+        """A client has its answer, or an error of the server's."""
+        self._answers.append((now, failed))
+        _drop_old(self._answers, now)
+
+    def answers(self, now: float) -> tuple[int, int]:
+        """Requests of the last minute that were answered, and those that failed."""
+        _drop_old(self._answers, now)
+        failed = sum(failed for _, failed in self._answers)
+        return len(self._answers) - failed, failed
+
     def prompt_speed(self, now: float) -> float | None:
         """Prompt tokens a second of the time spent on them; None when none was measured in the last minute."""
         return _fresh(self._prompt_speed, now)
@@ -61,7 +73,7 @@ class Rates:
 
     def first_token(self, seconds: float, now: float) -> None:
         self._first_tokens.append((now, seconds))
-        self._forget_old(now)
+        _drop_old(self._first_tokens, now)
 
     def prefill_per_s(self, now: float) -> float:
         return self._per_second(1, now)
@@ -75,7 +87,7 @@ class Rates:
 
     def first_token_quantile(self, share: float, now: float) -> float | None:
         """Nearest-rank quantile in seconds over the last minute; None without requests."""
-        self._forget_old(now)
+        _drop_old(self._first_tokens, now)
         values = sorted(seconds for _, seconds in self._first_tokens)
         return values[min(len(values) - 1, int(share * len(values)))] if values else None
 
@@ -84,9 +96,10 @@ class Rates:
             return 0.0
         return (self._counts[-1][column] - self._counts[0][column]) / (now - self._counts[0][0])
 
-    def _forget_old(self, now: float) -> None:
-        while self._first_tokens and now - self._first_tokens[0][0] > LATENCY_WINDOW_S:
-            self._first_tokens.popleft()
+
+def _drop_old(samples: deque[tuple[float, Any]], now: float) -> None:
+    while samples and now - samples[0][0] > LATENCY_WINDOW_S:
+        samples.popleft()
 
 
 def _moved(mean: float, value: float) -> float:

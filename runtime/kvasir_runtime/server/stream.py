@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from kvasir_runtime.server.errors import from_exception
+from kvasir_runtime.server.outcomes import note_failure
 
 DONE: Final = b"data: [DONE]\n\n"
 
@@ -56,18 +57,20 @@ class EventStream(Response):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        del scope, receive
+        del receive
         try:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            async for chunk in self._guarded():
+            async for chunk in self._guarded(scope):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._close()
 
-    async def _guarded(self) -> AsyncIterator[bytes]:
+    async def _guarded(self, scope: Scope) -> AsyncIterator[bytes]:
         try:
             async for chunk in self._events:
                 yield chunk
         except Exception as error:  # noqa: BLE001 - the status line is out: the client must hear of it in the stream
-            yield event(from_exception(error).body.model_dump()) + DONE
+            shown = from_exception(error)
+            note_failure(scope, shown)
+            yield event(shown.body.model_dump()) + DONE

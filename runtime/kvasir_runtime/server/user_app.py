@@ -1,5 +1,6 @@
 """The user port: OpenAI's API and what stands around it. Endpoints only; each works in its own module."""
 
+import time
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,11 @@ def build_user_app(service: Service) -> ASGIApp:
     _add_tokenizer(app, service)
     _add_state(app, service)
     gate = UserGate(service.api_keys, service.args.max_streams_per_key, service.admin_tokens)
-    return RequestScope(app, gate, lambda: service.lifecycle.draining)
+
+    def count(failed: bool) -> None:
+        service.rates.answered(time.monotonic(), failed=failed)
+
+    return RequestScope(app, gate, lambda: service.lifecycle.draining, count)
 
 
 def _add_docs(app: FastAPI) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from kvasir_runtime.contract.admin_api import (
     AdminState,
+    AnswerState,
     LivenessState,
     Phase,
     PrefixList,
@@ -67,6 +68,36 @@ def test_admin_state(server):
     assert state.capacity.max_concurrent_sequences == 8
     assert state.latency.ttft_p95 is not None
     assert state.startup.phase is Phase.SERVING
+
+
+def test_answers_and_failures_are_told_apart(server):
+    """Status 503 and a stream that ends in an error have failed; a bad request, and one of another sort, is neither."""
+    slow = {"cache_salt": "slow", "max_tokens": 2000, "timeout_s": 0.3}
+    before = answers(server)
+    assert server.complete(max_tokens=1).status_code == 200
+    assert server.complete(max_tokens=0).status_code == 400
+    assert server.complete(**slow).status_code == 503
+    streamed = server.complete(**slow, stream=True)
+    assert (streamed.status_code, b"deadline_exceeded" in streamed.content) == (200, True)
+    assert call("GET", server.url + "/v1/models").status_code == 200
+    after = answers(server)
+    assert (after.answered - before.answered, after.failed - before.failed) == (1, 2)
+
+
+def test_who_has_gone_did_not_fail(server):
+    """A client that closes its connection while it reads."""
+    before = answers(server)
+    body = {"prompt": "x", "cache_salt": "slow", "max_tokens": 2000, "stream": True}
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as reply:
+        next(reply.iter_bytes())
+    wait_until(lambda: server.admin("GET", "/admin/state").json()["inflight"] == 0)
+    assert answers(server).failed == before.failed
+
+
+def answers(server) -> AnswerState:
+    found = AdminState.model_validate(server.admin("GET", "/admin/state").json()).answers
+    assert found is not None
+    return found
 
 
 def test_drain_and_undrain(server):
@@ -175,7 +206,7 @@ async def test_one_warmup_at_a_time_and_none_for_who_has_gone(server):
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         await asyncio.to_thread(
-            wait_until, lambda: server.admin("POST", "/admin/warmup", json=short).status_code == 200, timeout_s=10
+            wait_until, lambda: server.admin("POST", "/admin/warmup", json=short).status_code == 200, timeout_s=40
         )
     assert '"status": 499' in server.log
 

@@ -52,6 +52,16 @@ def test_rates_over_ten_seconds():
     assert (rates.prefill_per_s(25.0), rates.decode_per_s(25.0)) == (600.0, 20.0)
 
 
+def test_answers_of_the_last_minute():
+    """Older ones are forgotten, by their own age."""
+    rates = Rates()
+    for now, failed in ((0.0, True), (30.0, False), (40.0, True), (50.0, False)):
+        rates.answered(now, failed=failed)
+    assert rates.answers(59.0) == (2, 2)
+    assert rates.answers(61.0) == (2, 1)
+    assert rates.answers(200.0) == (0, 0)
+
+
 def test_share_of_the_time_that_prompts_took():
     """2 s of the last 5; never more than all of it, though a step that began earlier is counted whole at its end."""
     rates = Rates()
