@@ -109,6 +109,7 @@ class Reason(StrEnum):
     POD_REFUSED = "PodRefused"
     GOLDEN_PROMPTS_DIFFER = "GoldenPromptsDiffer"
     SLOWER_THAN_BEFORE = "SlowerThanBefore"
+    MORE_ERRORS_THAN_BEFORE = "MoreErrorsThanBefore"
     # Any
     UNKNOWN = "Unknown"
 

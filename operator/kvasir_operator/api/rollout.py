@@ -44,7 +44,8 @@ class AutoRollbackSpec(ApiModel):
         default=None,
         ge=0,
         le=1,
-        description="Share of failed requests that is still good. Unset: not compared. Not acted on yet.",
+        description="Share of failed requests that is still good, such as 0.02: of those of the last minute, if there "
+        "are 20, and the old revision fails less. The trial then lasts a minute longer. Unset: not looked at.",
     )
     golden_prompts: list[str] = Field(
         default=[],

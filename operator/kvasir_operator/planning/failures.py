@@ -94,6 +94,9 @@ TABLE: Final[Mapping[Reason, Row]] = {
     Reason.SLOWER_THAN_BEFORE: Row(
         None, "Check the new engine's settings and resources; raise autoRollback.ttftP95Ratio if that is good enough."
     ),
+    Reason.MORE_ERRORS_THAN_BEFORE: Row(
+        None, "See the new pods' logs; raise autoRollback.errorRate if so many errors are good enough."
+    ),
     Reason.PROGRESS_DEADLINE_EXCEEDED: Row(
         None, "See what the new replicas wait for; raise rollout.progressDeadline if they need longer."
     ),

@@ -23,6 +23,7 @@ from kvasir_operator.planning.trial import (
     on_trial,
     reference_pod,
     waits_for_goldens,
+    watched_until,
 )
 from kvasir_operator.resources import names
 
@@ -62,7 +63,7 @@ def _ask_for(snapshot: Snapshot, now: datetime) -> list[RevisionAction]:
 
 def _note_progress(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: datetime) -> list[RevisionAction]:
     target = snapshot.target.revision
-    if target is not None and target.served_at is None and _complete(snapshot, spec, target, wanted):
+    if target is not None and target.served_at is None and _complete(snapshot, spec, target, wanted, now):
         marks: Marks = {names.SERVED_ANNOTATION: format_time(now), names.FAILURE_ANNOTATION: None}
         return [MarkRevision(target.name, target.uid, marks, Why.COMPLETE)]
     tried = on_trial(snapshot)
@@ -76,13 +77,14 @@ def _note_progress(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, 
     return [found] if found is not None else list(_goldens(snapshot, spec, tried))
 
 
-def _complete(snapshot: Snapshot, spec: InferenceServiceSpec, target: Revision, wanted: int) -> bool:
-    """Whether all replicas are of the revision, those that found a node serve, and no step of a canary is left."""
+def _complete(snapshot: Snapshot, spec: InferenceServiceSpec, target: Revision, wanted: int, now: datetime) -> bool:
+    """Whether all replicas are of the revision, those that found a node serve, and there is nothing left to try."""
     staying = [pod for pod in snapshot.pods if pod.stays]
     placed = [pod for pod in staying if pod.node]
     whole = len(staying) >= wanted > 0 and all(pod.revision == target.name for pod in staying)
     serving = bool(placed) and all(pod.stage is Stage.SERVING for pod in placed)
-    return whole and serving and canary_step(snapshot, spec) is None
+    watched = watched_until(snapshot, spec)
+    return whole and serving and canary_step(snapshot, spec) is None and (watched is None or now >= watched)
 
 
 def _pause(tried: Revision, now: datetime, *, paused: bool) -> MarkRevision | None:
@@ -150,7 +152,8 @@ def _could_answer(pod: Pod) -> bool:
 
 def _due(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: datetime) -> datetime | None:
     """When the trial is to be judged, and when the present step of the canary is over."""
-    dues = [judge(snapshot, spec, wanted, now).due]
+    watched = watched_until(snapshot, spec)
+    dues = [judge(snapshot, spec, wanted, now).due, watched if watched is not None and watched > now else None]
     tried, found = on_trial(snapshot), canary_step(snapshot, spec)
     if tried is not None and tried.step_since is not None and found is not None and not spec.rollout.paused:
         dues.append(tried.step_since + timedelta(seconds=found[1].pause.seconds))

@@ -22,7 +22,10 @@ CRASHES: Final = 3
 """Ends of a pod's process, or pods in a row that the kubelet gave up, after which a new revision counts as broken."""
 
 LOOKS_BACK: Final = timedelta(minutes=1)
-"""The time that the engines' latencies are of."""
+"""The time that the engines' latencies, and their counts of answers, are of."""
+
+LEAST_ANSWERS: Final = 20
+"""Requests from which a share of errors is told: a single failure is at most 5 % of them."""
 
 LASTING: Final = frozenset(
     {
@@ -80,6 +83,7 @@ def on_trial(snapshot: Snapshot) -> Revision | None:
 # | one cannot serve, for a lasting cause, and is 30 s old    | failed, where there is one to go back to  |
 # | one crashed three times, for whatever cause of its own    | failed, where there is one to go back to  |
 # | those that serve for a minute are slower than allowed     | failed, where there is one to go back to  |
+# | more of 20 or more requests fail than is allowed          | failed, where there is one to go back to  |
 # | none began to serve, or a canary step to hold, for longer | failed: ProgressDeadlineExceeded          |
 # | anything else                                             | goes on                                   |
 def judge(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: datetime) -> Verdict:
@@ -91,10 +95,12 @@ def judge(snapshot: Snapshot, spec: InferenceServiceSpec, wanted: int, now: date
     back_to = back.name if back is not None and spec.rollout.auto_rollback.enabled else ""
     pods = [pod for pod in snapshot.pods if pod.revision == tried.name and not pod.deleting]
     broken = worst(failure for pod in pods if (failure := _broken(pod, snapshot, now)) is not None)
-    broken = broken or _slower(snapshot, spec, tried.name, back_to, now)
+    broken = (
+        broken or _slower(snapshot, spec, tried.name, back_to, now) or _failing(snapshot, spec, tried.name, back_to)
+    )
     if broken is not None and back_to:
         return Verdict(_given_up(broken, back_to, now))
-    if tried.step_since is not None:
+    if tried.step_since is not None or _watched(pods, wanted):
         return Verdict()
     deadline = last_progress(tried, pods) + timedelta(seconds=spec.rollout.progress_deadline.seconds)
     if now < deadline:
@@ -124,6 +130,54 @@ def _first_tokens(snapshot: Snapshot, revision: str, now: datetime) -> list[floa
         for since, state in said
         if isinstance(state, AdminState) and state.latency.ttft_p95 is not None and now - since >= LOOKS_BACK
     ]
+
+
+def _failing(snapshot: Snapshot, spec: InferenceServiceSpec, tried: str, back_to: str) -> Failure | None:
+    """Compare the share of requests that fail with what is allowed, and with that of the old revision.
+
+    What fails as often there is not the new revision's fault. Worked example with errorRate 0.02: 3 of 100 fail, 1 of
+    200 on the old one: 0.03 is more than 0.02 and than 0.005. Of 19 requests nothing is told, nor of those of a pod
+    that does not answer.
+    """
+    allowed = spec.rollout.auto_rollback.error_rate
+    failed, asked = _answers(snapshot, tried)
+    failed_before, asked_before = _answers(snapshot, back_to)
+    if allowed is None or asked < LEAST_ANSWERS or failed <= allowed * asked:
+        return None
+    if asked_before >= LEAST_ANSWERS and failed * asked_before <= failed_before * asked:
+        return None
+    before = f"{failed_before} of {asked_before} on revision {back_to}" if asked_before else "none to compare with"
+    bound = f"more than autoRollback.errorRate ({allowed:g}) allows"
+    message = f"{failed} of {asked} requests of the last minute failed, {before}, {bound}"
+    return Failure("", Reason.MORE_ERRORS_THAN_BEFORE, message, TABLE[Reason.MORE_ERRORS_THAN_BEFORE].remedy)
+
+
+def _answers(snapshot: Snapshot, revision: str) -> tuple[int, int]:
+    """Requests of the last minute that failed at pods of a revision, and all of them."""
+    states = [pod.runtime for pod in snapshot.pods if pod.revision == revision]
+    said = [state.answers for state in states if isinstance(state, AdminState) and state.answers is not None]
+    failed = sum(each.failed for each in said)
+    return failed, failed + sum(each.answered for each in said)
+
+
+def _watched(pods: list[Pod], wanted: int) -> bool:
+    """Whether all replicas are there and serve, so that the trial only waits for what their requests show."""
+    return sum(pod.stage is Stage.SERVING for pod in pods) >= wanted
+
+
+def watched_until(snapshot: Snapshot, spec: InferenceServiceSpec) -> datetime | None:
+    """When the newest replica will have served for long enough to be judged by errors; None where nobody asks that.
+
+    The first revision of a service is not watched: there is none to go back to.
+    """
+    tried, rollback = on_trial(snapshot), spec.rollout.auto_rollback
+    if tried is None or rollback.error_rate is None or not rollback.enabled:
+        return None
+    if fallback(tried.name, snapshot.history, snapshot.live_revisions) is None:
+        return None
+    opened = [pod.condition(names.SERVING_GATE).since for pod in snapshot.pods if pod.stage is Stage.SERVING]
+    last = max((since for since in opened if since is not None), default=None)
+    return last + LOOKS_BACK if last is not None else None
 
 
 def _given_up(failure: Failure, back_to: str, now: datetime) -> RevisionFailure:

@@ -15,7 +15,7 @@ from kvasir_operator.planning.trial import canary_replicas, judge, waits_for_gol
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.settings import Settings
-from kvasir_runtime.contract.admin_api import LatencyState
+from kvasir_runtime.contract.admin_api import AnswerState, LatencyState
 from kvasir_runtime.contract.failures import Cause, FailureReport
 from tests.kvasir_operator.planning.builders import (
     NOW,
@@ -102,6 +102,70 @@ def test_a_slower_revision(new: float | None, old: float | None, served_s: float
 
     rollout = {"autoRollback": {"ttftP95Ratio": 1.5}}
     assert cause(seen(measured("n", "new", new), measured("o", "old", old), rollout=rollout)) == expected
+
+
+ERROR_RATE = {"autoRollback": {"errorRate": 0.02}}
+
+
+def answering(name: str, revision: str, answered: int, failed: int, *, served_s: float = 10, **fields: Any) -> Pod:
+    """A pod that says how the requests of the last minute ended."""
+    runtime = engine().model_copy(update={"answers": AnswerState(answered=answered, failed=failed)})
+    conditions = gates(since=ago(served_s)) | {"Ready": PodCondition("True")}
+    return pod(name, revision=revision, **({"runtime": runtime, "conditions": conditions} | fields))
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "rollout", "expected"),
+    [
+        ((97, 3), (199, 1), ERROR_RATE, Reason.MORE_ERRORS_THAN_BEFORE),
+        ((98, 2), (200, 0), ERROR_RATE, None),
+        ((0, 19), (200, 0), ERROR_RATE, None),
+        ((0, 20), (200, 0), ERROR_RATE, Reason.MORE_ERRORS_THAN_BEFORE),
+        ((97, 3), (97, 3), ERROR_RATE, None),
+        ((96, 4), (97, 3), ERROR_RATE, Reason.MORE_ERRORS_THAN_BEFORE),
+        ((97, 3), (0, 19), ERROR_RATE, Reason.MORE_ERRORS_THAN_BEFORE),
+        ((97, 3), (199, 1), {}, None),
+        ((97, 3), (199, 1), {"autoRollback": {"errorRate": 0.02, "enabled": False}}, None),
+        ((97, 3), (199, 1), {"autoRollback": {"errorRate": 0.03}}, None),
+        ((999, 1), (200, 0), {"autoRollback": {"errorRate": 0}}, Reason.MORE_ERRORS_THAN_BEFORE),
+    ],
+)
+def test_a_revision_that_fails_requests(
+    new: tuple[int, int], old: tuple[int, int], rollout: dict[str, Any], expected: Reason | None
+) -> None:
+    """By the share that failed, from 20 requests on, and only if that is worse than at the old revision's pods."""
+    found = seen(answering("n", "new", *new), answering("o", "old", *old), rollout=rollout, replicas=2)
+    assert cause(found) == expected
+
+
+def test_the_numbers_of_all_pods_count_and_are_told() -> None:
+    """Two pods with 10 requests each; one that does not answer, and an older runtime that does not say, add nothing."""
+    said = [answering(f"n{each}", "new", 5, 5) for each in range(2)]
+    silent = [pod("s", runtime=SILENT), pod("old-runtime", runtime=engine())]
+    found = seen(*said, *silent, answering("o", "old", 100, 0), rollout=ERROR_RATE, replicas=5)
+    assert found.spec is not None
+    failure = judge(found, found.spec, 5, NOW).failure
+    assert failure is not None
+    assert failure.message == (
+        "10 of 20 requests of the last minute failed, 0 of 100 on revision old, "
+        "more than autoRollback.errorRate (0.02) allows"
+    )
+    assert failure.back_to == "old"
+
+
+def test_errors_show_before_the_trial_is_over() -> None:
+    """A replica that replaced the only old one is watched for a minute; the deadline does not count meanwhile."""
+    history = (OLD, revision("new", 2, progress_since=ago(3000)))
+
+    def after(served_s: float, **rollout: Any) -> Any:
+        found = seen(answering("n", "new", 19, 0, served_s=served_s), history=history, rollout=rollout)
+        assert found.spec is not None
+        return keep_history(found, found.spec, 1, NOW)
+
+    assert after(50, **ERROR_RATE, progressDeadline="10s") == ([], ago(-10))
+    [complete] = after(60, **ERROR_RATE)[0]
+    assert (complete.why, complete.revision) == (Why.COMPLETE, "new")
+    assert [each.why for each in after(5)[0]] == [Why.COMPLETE]
 
 
 def test_a_revision_that_has_served_is_judged_no_more() -> None:
