@@ -117,7 +117,11 @@ def make_adapters(args: EngineArgs, model: ModelFiles, engine: AsyncEngine) -> A
     names = args.served_model_name or [folder]
     cache = Path(args.lora_cache) if args.lora_cache else temporary_cache() if args.lora_schemes else None
     sources = AdapterSources(
-        tuple(map(Path, args.lora_roots)), frozenset(args.lora_schemes), cache, read_secrets(None, os.environ)
+        tuple(map(Path, args.lora_roots)),
+        frozenset(args.lora_schemes),
+        cache,
+        Path(args.lora_secrets) if args.lora_secrets else None,
+        read_secrets(None, os.environ),
     )
     limits = adapter_limits(model.config, args.max_lora_rank, [*names, folder]) if args.enable_lora else None
     return AdapterRegistry(engine, sources, limits, reserved=names, max_loras=args.max_loras)

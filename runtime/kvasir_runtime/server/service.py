@@ -90,7 +90,7 @@ class Service:
         """The fields of an `EngineRequest` that say which adapter it gets; to be sent at once, see `adapters.py`."""
         if name in self.model_names:
             return {}
-        return {"adapter": name, "adapter_digest": self.adapters.resolve(name)}
+        return {"adapter": name, "adapter_digest": self.adapters.asked_for(name)}
 
     def admit(
         self, num_sequences: int, num_tokens: int, sampling: SamplingParams, *, timeout_s: float | None, priority: int
