@@ -18,7 +18,7 @@ from kvasir_operator.errors import ApiError, PodError
 from kvasir_operator.planning.goldens import Scored
 from kvasir_operator.planning.state import Unknown
 from kvasir_operator.resources import names
-from kvasir_runtime.contract.admin_api import AdminState, CapacityState, KVState, Phase, StartupState
+from kvasir_runtime.contract.admin_api import AdminState, AnswerState, CapacityState, KVState, Phase, StartupState
 
 Manifest = dict[str, Any]
 Address = tuple[Kind, str, str]
@@ -49,6 +49,7 @@ class Engine:
     phase: Phase = Phase.LOADING
     draining: bool = False
     inflight: int = 0
+    answers: AnswerState | None = None
 
 
 @dataclass
@@ -339,6 +340,7 @@ class FakeScraper:
             inflight=engine.inflight,
             waiting=0,
             running=engine.inflight,
+            answers=engine.answers,
             kv=KVState(block_size=16, blocks_total=100, blocks_active=engine.inflight, blocks_cached=0),
             startup=StartupState(phase=engine.phase),
             capacity=CapacityState(kv_tokens=1600) if engine.phase is Phase.SERVING else None,

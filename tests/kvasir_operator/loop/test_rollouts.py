@@ -8,6 +8,7 @@ import pytest
 from kvasir_operator.cluster import BUDGETS, EVENTS, REVISIONS
 from kvasir_operator.planning.state import Pod, Stage
 from kvasir_operator.resources import names
+from kvasir_runtime.contract.admin_api import AnswerState
 from kvasir_runtime.contract.failures import Cause, FailureReport
 from tests.kvasir_operator.loop.fake_cluster import Manifest, address_of
 from tests.kvasir_operator.loop.harness import Loop
@@ -132,6 +133,45 @@ async def test_crashes_without_words_are_rolled_back_after_the_third() -> None:
     assert progressing(loop) == ("False", "CrashLoop")
     await break_new(loop, old, restarts=3, looks=10)
     assert progressing(loop) == ("False", "RolledBack")
+
+
+async def fail_requests(loop: Loop, old: str, seconds: int) -> None:
+    """Pods of other revisions than `old` answer every request with an error."""
+    for _ in range(seconds):
+        loop.kubelet()
+        for pod in loop.pods():
+            engine = loop.cluster.engines.get(pod.uid)
+            if engine is not None:
+                engine.answers = AnswerState(failed=50) if pod.revision != old else AnswerState(answered=50)
+        await loop.turn()
+        loop.clock.move(1)
+
+
+async def test_a_revision_that_fails_requests_is_given_up_though_it_serves() -> None:
+    """Its only replica has replaced the old one already; a replica of the old revision takes its place again."""
+    loop = await settled(replicas=1, rollout={"autoRollback": {"errorRate": 0.02}})
+    old = revision(loop)
+    loop.change(model=OTHER)
+    await fail_requests(loop, old, seconds=90)
+    assert [pod.revision for pod in loop.pods()] == [old]
+    assert progressing(loop) == ("False", "RolledBack")
+    failure = loop.service()["status"]["lastFailure"]
+    assert failure["cause"] == "MoreErrorsThanBefore"
+    assert "50 of 50 requests of the last minute failed, " in failure["message"]
+    assert any("MoreErrorsThanBefore" in each["message"] + each["reason"] for each in loop.cluster.all(EVENTS))
+
+
+async def test_a_revision_that_answers_is_watched_for_a_minute() -> None:
+    """Then its trial is over; errors that begin later are no reason to go back."""
+    loop = await settled(replicas=1, rollout={"autoRollback": {"errorRate": 0.02}})
+    loop.change(model=OTHER)
+    await loop.run(30)
+    new = revision(loop)
+    assert names.SERVED_ANNOTATION not in kept(loop)[2]["metadata"]["annotations"]
+    await loop.run(60)
+    assert names.SERVED_ANNOTATION in kept(loop)[2]["metadata"]["annotations"]
+    await fail_requests(loop, "none", seconds=30)
+    assert [pod.revision for pod in loop.pods()] == [new]
 
 
 async def test_circumstances_wait_for_the_deadline() -> None:
