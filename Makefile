@@ -46,7 +46,7 @@ test: setup ## Run the fast tests: no cluster, no network, under three minutes
 
 .PHONY: test-slow
 test-slow: setup ## Run the tests that take longer
-	$(BIN)/pytest -m slow tests
+	$(BIN)/pytest -m slow --durations=15 tests
 
 .PHONY: crds
 crds: setup ## Render crds/ from the typed API
@@ -73,8 +73,8 @@ demo: setup ## From nothing to tokens: cluster, operator, an InferenceService, a
 	$(BIN)/python -m e2e.demo
 
 .PHONY: e2e
-e2e: setup ## Run the tests on a real cluster
-	$(BIN)/pytest -m e2e --timeout=600 e2e
+e2e: setup ## Run the tests on a real cluster (half an hour; minutes more when Kubernetes and images must be built)
+	$(BIN)/pytest -m e2e --timeout=900 --durations=25 e2e
 
 .PHONY: bench
 bench: setup ## Measure the runtime on this machine with the committed model
