@@ -22,6 +22,7 @@ import kvasir_runtime.worker  # noqa: F401 - sets the environment that torch rea
 from kvasir_runtime.attention.cpu_backend import CpuBackend
 from kvasir_runtime.attention.metadata import AttentionMetadata, AttentionSpec, Sequences
 from kvasir_runtime.attention.reference import gather
+from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library, load_library
 from kvasir_runtime.quantization.bf16 import Bf16Linear
 from kvasir_runtime.quantization.int8 import Int8Linear
@@ -52,8 +53,9 @@ def linear_rows(library: Library, rounds: int) -> list[str]:
     outputs, inputs = 5632, 1024
     weights = [torch.randn(outputs, inputs).bfloat16() for _ in range(COLD_BYTES // (2 * outputs * inputs))]
     packed = [OneDnnLinear(weight.clone(), None) for weight in weights]
-    panels = [Bf16Linear(library, weight, None) for weight in weights]
-    quantized = [Int8Linear(library, weight, None) for weight in weights]
+    arena = Arena()
+    panels = [Bf16Linear(library, arena, weight, None) for weight in weights]
+    quantized = [Int8Linear(library, arena, weight, None) for weight in weights]
     lines = []
     for rows in (1, 4, 16, 64, 256):
         x = torch.randn(rows, inputs).bfloat16()

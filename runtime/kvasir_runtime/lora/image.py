@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from kvasir_runtime import huge_pages
 from kvasir_runtime.contract.memory import LORA_RANK_STEP
 from kvasir_runtime.lora.checkpoint import (
     CONFIG,
@@ -93,7 +94,7 @@ def _lay_out(
         for name, (a, b) in pairs.items()
     }
     total = sum(int(np.prod(shape)) for both in shapes.values() for shape in both) * stored.itemsize
-    memory = np.frombuffer(_mapping(total), dtype=stored)
+    memory = huge_pages.zeroed(total).view(stored)  # a mapping of its own, so that freeing it is real
     modules, at = {}, 0
     for name, (a_entry, b_entry) in pairs.items():
         views = []
@@ -105,14 +106,6 @@ def _lay_out(
         fill_panels(views[1], _read(name, b_entry, data, config.scale))
         modules[name] = Matrices(views[0], views[1])
     return AdapterImage(digest, total, modules)
-
-
-def _mapping(size: int) -> mmap.mmap:
-    """Zeros in a mapping of their own, so that freeing them is real; in huge pages, which are read faster."""
-    mapping = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return mapping
 
 
 def _read_file(path: Path) -> mmap.mmap:

@@ -7,18 +7,19 @@ with matrix tiles (AMX) and those without bfloat16 dot products.
 import torch
 from torch import Tensor
 
+from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library
 from kvasir_runtime.quantization.base import PackedLinear
 from kvasir_runtime.quantization.plain import PlainLinear
 
 
 class Bf16Linear:
-    def __init__(self, library: Library, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    def __init__(self, library: Library, arena: Arena, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         outputs, inputs = weight_OI.shape
         weight_OI = weight_OI.contiguous()
         self._library = library
         self._shape = (outputs, inputs)
-        self._panels = torch.zeros(library.bf16_bytes(outputs, inputs), dtype=torch.uint8)
+        self._panels = arena.take(library.bf16_bytes(outputs, inputs))
         self._bias_O = None if bias_O is None else bias_O.float()
         library.pack_bf16(weight_OI.data_ptr(), self._panels.data_ptr(), outputs, inputs, torch.get_num_threads())
         self.nbytes = self._panels.nbytes + (0 if self._bias_O is None else self._bias_O.nbytes)
@@ -48,11 +49,12 @@ class Bf16Method:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._arena = Arena()
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
         if self._library.bf16_bytes(*weight_OI.shape) == 0:  # an odd number of inputs
             return PlainLinear(weight_OI, bias_O)
-        return Bf16Linear(self._library, weight_OI, bias_O)
+        return Bf16Linear(self._library, self._arena, weight_OI, bias_O)
 
     @staticmethod
     def available(library: Library | None) -> bool:

@@ -8,16 +8,17 @@ Source: arXiv 2208.07339 (vector-wise quantization; without its outlier decompos
 import torch
 from torch import Tensor
 
+from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library
 
 
 class Int8Linear:
-    def __init__(self, library: Library, weight_OI: Tensor, bias_O: Tensor | None) -> None:
+    def __init__(self, library: Library, arena: Arena, weight_OI: Tensor, bias_O: Tensor | None) -> None:
         outputs, inputs = weight_OI.shape
         weight_OI = weight_OI.contiguous()
         self._library = library
         self._shape = (outputs, inputs)
-        self._panels = torch.zeros(library.int8_bytes(outputs, inputs), dtype=torch.int8)
+        self._panels = arena.take(library.int8_bytes(outputs, inputs))
         self._scales_O = torch.empty(outputs, dtype=torch.float32)
         self._shifts_O = torch.empty(outputs, dtype=torch.int32)
         self._bias_O = None if bias_O is None else bias_O.float()
@@ -62,9 +63,10 @@ class Int8Method:
 
     def __init__(self, library: Library) -> None:
         self._library = library
+        self._arena = Arena()
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> Int8Linear:
-        return Int8Linear(self._library, weight_OI, bias_O)
+        return Int8Linear(self._library, self._arena, weight_OI, bias_O)
 
 
 def int8_linear_oracle(x_RI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library
 from kvasir_runtime.quantization.bf16 import Bf16Linear, Bf16Method
 from kvasir_runtime.quantization.plain import PlainLinear
@@ -31,14 +32,14 @@ def test_kernel(library: Library, rows: int, inputs: int, outputs: int, *, with_
     weight = torch.randn(outputs, inputs).bfloat16()
     bias = torch.randn(outputs).bfloat16() if with_bias else None
     x = torch.randn(rows, inputs).bfloat16()
-    got, want = Bf16Linear(library, weight, bias)(x), oracle(x, weight, bias)
+    got, want = Bf16Linear(library, Arena(), weight, bias)(x), oracle(x, weight, bias)
     torch.testing.assert_close(got, want, rtol=1 / 128, atol=1e-4 * inputs**0.5)
 
 
 def test_a_row_does_not_depend_on_its_neighbours(library: Library) -> None:
     """The same row gives the same bits in every batch, on any number of threads."""
     torch.manual_seed(0)
-    linear, x = Bf16Linear(library, torch.randn(100, 64).bfloat16(), None), torch.randn(200, 64).bfloat16()
+    linear, x = Bf16Linear(library, Arena(), torch.randn(100, 64).bfloat16(), None), torch.randn(200, 64).bfloat16()
     together = linear(x)
     torch.set_num_threads(1)
     for count in (1, 5, 16, 17, 90, 200):
@@ -47,12 +48,15 @@ def test_a_row_does_not_depend_on_its_neighbours(library: Library) -> None:
 
 def test_rows_that_are_not_contiguous(library: Library) -> None:
     torch.manual_seed(0)
-    linear, x = Bf16Linear(library, torch.randn(32, 64).bfloat16(), None), torch.randn(64, 9).bfloat16().T
+    linear, x = Bf16Linear(library, Arena(), torch.randn(32, 64).bfloat16(), None), torch.randn(64, 9).bfloat16().T
     assert torch.equal(linear(x), linear(x.contiguous()))
 
 
 def test_no_rows(library: Library) -> None:
-    assert Bf16Linear(library, torch.randn(32, 64).bfloat16(), None)(torch.empty(0, 64).bfloat16()).shape == (0, 32)
+    assert Bf16Linear(library, Arena(), torch.randn(32, 64).bfloat16(), None)(torch.empty(0, 64).bfloat16()).shape == (
+        0,
+        32,
+    )
 
 
 def test_an_odd_number_of_inputs_is_left_to_torch(library: Library) -> None:

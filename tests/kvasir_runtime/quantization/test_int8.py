@@ -9,6 +9,7 @@ import torch
 
 from kvasir_runtime.config import CacheConfig, EngineConfig
 from kvasir_runtime.engine.llm_engine import LLMEngine
+from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library
 from kvasir_runtime.quantization.int8 import Int8Linear, int8_linear_oracle
 from kvasir_runtime.sampling_params import SamplingParams
@@ -36,21 +37,21 @@ def test_kernel(library: Library, rows: int, inputs: int, outputs: int, dtype: t
     torch.manual_seed(0)
     weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
     x = torch.randn(rows, inputs, dtype=dtype) * 3
-    got, want = Int8Linear(library, weight, bias)(x), int8_linear_oracle(x, weight, bias)
+    got, want = Int8Linear(library, Arena(), weight, bias)(x), int8_linear_oracle(x, weight, bias)
     torch.testing.assert_close(got, want, **TOLERANCE[dtype])
 
 
 def test_a_row_of_zeros_gives_the_bias(library: Library) -> None:
     """Nothing is divided by zero, in activations or in weights."""
     weight, bias = torch.zeros(33, 64), torch.arange(33.0)
-    out = Int8Linear(library, weight, bias)(torch.zeros(2, 64))
+    out = Int8Linear(library, Arena(), weight, bias)(torch.zeros(2, 64))
     assert torch.equal(out, bias.expand(2, 33))
 
 
 def test_a_row_does_not_depend_on_its_neighbours(library: Library) -> None:
     """The same row gives the same bits in every batch."""
     torch.manual_seed(0)
-    linear, x = Int8Linear(library, torch.randn(100, 64), None), torch.randn(11, 64)
+    linear, x = Int8Linear(library, Arena(), torch.randn(100, 64), None), torch.randn(11, 64)
     together = linear(x)
     assert all(torch.equal(linear(x[row : row + 1])[0], together[row]) for row in range(11))
 

@@ -18,9 +18,10 @@ constexpr int64_t PANEL = 16;
 constexpr int64_t LINE = 64;         // bytes of a panel for each pair of inputs
 constexpr int64_t FEW = 16;          // rows that are multiplied by one panel at a time
 constexpr int64_t TALL = 12;         // rows that are multiplied by two panels at a time: 24 of 32 registers are sums
-constexpr int64_t CHUNK = 10 * TALL; // rows that stay in the second-level cache while panels pass by
+constexpr int64_t CHUNK = 480 << 10; // bytes of rows that stay in the second-level cache while panels pass by
 constexpr int64_t MOST_GROUP = 32;   // panels of one piece of work
-constexpr int64_t AHEAD = 64 * LINE; // how far ahead of its use a panel is fetched from memory
+constexpr int64_t FAR = 512 * LINE;  // how far ahead of its use a panel is fetched from memory
+constexpr int64_t NEAR = 16 * LINE;  // and from the second-level cache
 
 // A call's arguments, and where in them a piece of work begins.
 struct Bf16Call {
@@ -49,15 +50,17 @@ void multiply_few(const Bf16Call &d, const int32_t *x, int64_t panel) {
     __m512 sums[R] = {};
     for (int64_t k = 0; k < pairs; k++) {
         const __m512bh pair = (__m512bh)_mm512_loadu_si512(weights + k * LINE);
-        _mm_prefetch(weights + k * LINE + AHEAD, _MM_HINT_T0);
+        _mm_prefetch(weights + k * LINE + FAR, _MM_HINT_T1);
+        _mm_prefetch(weights + k * LINE + NEAR, _MM_HINT_T0);
         for (int r = 0; r < R; r++) sums[r] = _mm512_dpbf16_ps(sums[r], pair, (__m512bh)_mm512_set1_epi32(x[k * R + r]));
     }
     finish<R>(d, 0, panel, sums, 1);
 }
 
-// R rows from `row` on by N panels from `panel` on. Three rows share a pointer: an address has room for twice a stride.
+// R rows from `row` on by N panels from `panel` on; meanwhile `lines` are fetched from `next` on.
+// Three rows share a pointer: an address has room for twice a stride.
 template <int R, int N>
-void multiply_many(const Bf16Call &d, int64_t row, int64_t panel) {
+void multiply_many(const Bf16Call &d, int64_t row, int64_t panel, const char *next, int64_t lines) {
     const int64_t stride = d.inputs * sizeof(bf16), pairs = d.inputs / 2, size = pairs * LINE;
     const char *weights = d.panels + panel * size, *x[(R + 2) / 3];
     for (int i = 0; i < (R + 2) / 3; i++) x[i] = (const char *)d.x + (row + 3 * i) * stride;
@@ -66,8 +69,9 @@ void multiply_many(const Bf16Call &d, int64_t row, int64_t panel) {
         __m512bh pair[N];
         for (int n = 0; n < N; n++) {
             pair[n] = (__m512bh)_mm512_loadu_si512(weights + n * size + k * LINE);
-            _mm_prefetch(weights + n * size + k * LINE + AHEAD, _MM_HINT_T0);
+            _mm_prefetch(weights + n * size + k * LINE + NEAR, _MM_HINT_T0);
         }
+        if (k < lines) _mm_prefetch(next + k * LINE, _MM_HINT_T1);
         for (int r = 0; r < R; r++) {
             int32_t two;
             std::memcpy(&two, x[r / 3] + r % 3 * stride + k * 4, 4);
@@ -115,18 +119,31 @@ void linear_few(const Bf16Call &d, int threads) {
     for (int64_t panel = 0; panel < panels; panel++) FEW_ROWS[d.rows - 1](d, x, panel);
 }
 
+// The whole split into as few equal parts as keep each at `most`.
+int64_t equal_part(int64_t whole, int64_t most) {
+    const int64_t parts = (whole + most - 1) / most;
+    return (whole + parts - 1) / parts;
+}
+
 void linear_many(const Bf16Call &d, int threads) {
-    const int64_t panels = (d.outputs + PANEL - 1) / PANEL, chunks = (d.rows + CHUNK - 1) / CHUNK;
+    const int64_t panels = (d.outputs + PANEL - 1) / PANEL, pairs = d.inputs / 2;
+    const int64_t rows = equal_part(d.rows, std::max<int64_t>(CHUNK / (d.inputs * sizeof(bf16)), 4 * TALL));
+    const int64_t chunks = (d.rows + rows - 1) / rows;
     // Pieces small enough that all threads end at about the same time; an even number of panels each.
     const int64_t group = std::clamp<int64_t>(panels * chunks / (threads * 8) / 2 * 2, 2, MOST_GROUP);
     const int64_t groups = (panels + group - 1) / group;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t piece = 0; piece < groups * chunks; piece++) {
-        const int64_t top = piece / groups * CHUNK, bottom = std::min(d.rows, top + CHUNK);
+        const int64_t top = piece / groups * rows, bottom = std::min(d.rows, top + rows);
+        const int64_t tall = equal_part(bottom - top, TALL), passes = (bottom - top + tall - 1) / tall;
         const int64_t begin = piece % groups * group, end = std::min(panels, begin + group);
-        for (int64_t panel = begin; panel < end; panel += 2)
-            for (int64_t row = top; row < bottom; row += TALL)
-                (panel + 1 == end ? ONE_PANEL : TWO_PANELS)[std::min(TALL, bottom - row) - 1](d, row, panel);
+        // While the rows pass by two panels, the next two are fetched, each pass a share of them.
+        const int64_t share = (2 * pairs + passes - 1) / passes;
+        for (int64_t panel = begin; panel < end; panel += 2) {
+            const char *next = d.panels + (panel + 2) * pairs * LINE;
+            for (int64_t row = top; row < bottom; row += tall, next += share * LINE)
+                (panel + 1 == end ? ONE_PANEL : TWO_PANELS)[std::min(tall, bottom - row) - 1](d, row, panel, next, share);
+        }
     }
 }
 
