@@ -63,11 +63,12 @@ EVENTS: Final = Kind("v1", "events")
 NODES: Final = Kind("v1", "nodes")
 REVISIONS: Final = Kind("apps/v1", "controllerrevisions")
 BUDGETS: Final = Kind("policy/v1", "poddisruptionbudgets")
-NETWORK_POLICIES: Final = Kind("networking.k8s.io/v1", "networkpolicies")
 """Served as policy/v1beta1 before Kubernetes 1.21: `Cluster.discover` finds out."""
+NETWORK_POLICIES: Final = Kind("networking.k8s.io/v1", "networkpolicies")
 LEASES: Final = Kind("coordination.k8s.io/v1", "leases")
-WEBHOOK_CONFIGURATIONS: Final = Kind("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations")
-"""Of the whole cluster: its namespace is empty."""
+VALIDATING: Final = Kind("admissionregistration.k8s.io/v1", "validatingwebhookconfigurations")
+MUTATING: Final = Kind("admissionregistration.k8s.io/v1", "mutatingwebhookconfigurations")
+"""Both of the whole cluster: their namespace is empty."""
 
 
 class Cluster:

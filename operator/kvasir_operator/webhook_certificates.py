@@ -1,8 +1,8 @@
-"""Keeps the webhook's certificates: in a Secret, in the webhook's configuration and in the server's TLS context.
+"""Keeps the webhook's certificates: in a Secret, in the webhook's configurations and in the server's TLS context.
 
 Every replica of the operator does all of this by itself, leader or not, since each is asked by the API server. Whoever
 finds that something is due writes the Secret; the others take what it made, since such a write names the version that
-it replaces. Nobody serves a certificate whose authority was not in the configuration a turn ago.
+it replaces. Nobody serves a certificate whose authority was not in the configurations a turn ago.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from kvasir_operator import metrics
 from kvasir_operator.certificates import Certificates
-from kvasir_operator.cluster import SECRETS, STRATEGIC_PATCH, WEBHOOK_CONFIGURATIONS, Cluster
+from kvasir_operator.cluster import MUTATING, SECRETS, STRATEGIC_PATCH, VALIDATING, Cluster, Kind
 from kvasir_operator.errors import CONFLICT, ApiError
 from kvasir_operator.resources import names
 
 log = logging.getLogger(__name__)
 
 TURN_SECONDS: Final = 30.0
-"""Time between two looks at the Secret and the configuration: how long a change by hand stays unnoticed."""
+"""Time between two looks at the Secret and the configurations: how long a change by hand stays unnoticed."""
 RETRY_SECONDS: Final = 10.0
 """Time until the next look after one that failed."""
 ATTEMPTS: Final = 3
@@ -63,7 +63,7 @@ class CertificateKeeper:
     async def turn(self) -> None:
         """Agree with the other replicas, have the API server trust that, then serve it. Raises ApiError."""
         agreed = await self._agree()
-        fresh = await self._publish(agreed.bundle)
+        fresh = await self._publish(base64.b64encode(agreed.bundle).decode())
         if agreed != self._served and not (fresh and self._good_under(agreed.bundle)):
             self._load(agreed)
 
@@ -112,10 +112,25 @@ class CertificateKeeper:
                 return None
             raise
 
-    async def _publish(self, bundle: bytes) -> bool:
-        """Have the configuration name the authorities; returns whether it did not yet."""
-        text = base64.b64encode(bundle).decode()
-        configuration = await self._cluster.get(WEBHOOK_CONFIGURATIONS, "", names.WEBHOOK_CONFIGURATION)
+    async def _publish(self, text: str) -> bool:
+        """Have the configurations name the authorities, in base64; returns whether one did not yet.
+
+        Who wants one of the two alone leaves the other out; without any, the first one's absence is raised.
+        """
+        fresh, missing = [], []
+        for kind in (VALIDATING, MUTATING):
+            try:
+                fresh.append(await self._publish_to(kind, text))
+            except ApiError as error:
+                if not error.not_found:
+                    raise
+                missing.append(error)
+        if not fresh:
+            raise missing[0]
+        return any(fresh)
+
+    async def _publish_to(self, kind: Kind, text: str) -> bool:
+        configuration = await self._cluster.get(kind, "", names.WEBHOOK_CONFIGURATION)
         hooks = [
             {"name": hook["name"], "clientConfig": {"caBundle": text}}
             for hook in configuration.get("webhooks") or []
@@ -123,7 +138,7 @@ class CertificateKeeper:
         ]
         if hooks:
             body = {"webhooks": hooks}
-            await self._cluster.patch(WEBHOOK_CONFIGURATIONS, "", names.WEBHOOK_CONFIGURATION, body, STRATEGIC_PATCH)
+            await self._cluster.patch(kind, "", names.WEBHOOK_CONFIGURATION, body, STRATEGIC_PATCH)
         return bool(hooks)
 
     def _load(self, certificates: Certificates) -> None:

@@ -25,6 +25,9 @@ ROLLBACK_ANNOTATION: Final = "kvasir.dev/rollback-to"
 RESTART_ANNOTATION: Final = "kvasir.dev/restarted-at"
 """Any text: another one makes a new revision with the same content."""
 
+ADAPTERS_VERSION_ANNOTATION: Final = "kvasir.dev/adapters-version"
+"""Any text: another one has the sources of all adapters looked at again."""
+
 # Annotations of a ControllerRevision: what has to be remembered of its rollout
 PROGRESS_ANNOTATION: Final = "kvasir.dev/progress-since"
 """The spec asks for the revision; the time from which its progress deadline counts."""
@@ -50,7 +53,7 @@ INSPECTION_COMPONENT: Final = "inspection"
 # The admission webhook: its Service and its Secret bear the same name
 WEBHOOK: Final = "kvasir-operator-webhook"
 WEBHOOK_CONFIGURATION: Final = "kvasir-operator"
-"""The ValidatingWebhookConfiguration."""
+"""The ValidatingWebhookConfiguration and the MutatingWebhookConfiguration."""
 
 # Readiness gates of a pod, in the order in which they open
 ADAPTERS_GATE: Final = "kvasir.dev/adapters"
@@ -66,6 +69,8 @@ MODEL_VOLUME: Final = "model"
 ADMIN_TOKEN_VOLUME: Final = "admin-token"  # noqa: S105 - a name
 SOURCE_SECRET_VOLUME: Final = "source-secret"  # noqa: S105 - a name
 API_KEYS_VOLUME: Final = "api-keys"
+ADAPTER_VOLUME: Final = "adapters"
+ADAPTER_SECRET_VOLUME: Final = "adapter-secret"  # noqa: S105 - a name
 TMP_VOLUME: Final = "tmp"
 SHM_VOLUME: Final = "shm"
 USER_PORT_NAME: Final = "http"
@@ -76,6 +81,9 @@ ADMIN_PORT: Final = 8001
 # Paths in a container
 MODELS_FOLDER: Final = "/models"
 FETCHED_MODEL: Final = "/models/model"
+ADAPTERS_FOLDER: Final = "/adapters"
+ADAPTER_SECRETS_FOLDER: Final = "/var/run/secrets/kvasir/adapters"
+ADAPTER_CACHE: Final = "/tmp/adapters"  # noqa: S108 - the pod's own emptyDir
 ADMIN_TOKEN_FOLDER: Final = "/var/run/secrets/kvasir/admin"  # noqa: S105 - a path
 SOURCE_SECRET_FOLDER: Final = "/var/run/secrets/kvasir/source"  # noqa: S105 - a path
 API_KEYS_FOLDER: Final = "/var/run/secrets/kvasir/api-keys"
@@ -119,6 +127,11 @@ def webhook_host(namespace: str) -> str:
 def admin_secret_name(service: str) -> str:
     """The Secret with the token of the operator port."""
     return f"{service}-admin"
+
+
+def prefixes_secret_name(service: str) -> str:
+    """The Secret with the prefixes that the service's replicas are asked for most."""
+    return f"{service}-prefixes"
 
 
 def revision_name(service: str, revision: str) -> str:

@@ -58,7 +58,7 @@ class RevisionTemplate(ApiModel):
             model=spec.model.model_copy(update={"served_name": None}),
             engine=spec.engine.model_copy(update={"image": None}),
             accelerator=spec.accelerator,
-            parallelism=spec.parallelism,
+            parallelism=spec.parallelism.model_copy(update={"tensor": None}),  # follows from the two others
             resources=container_resources(spec.resources, spec.accelerator, settings),
             node_selector=spec.node_selector,
             tolerations=spec.tolerations,

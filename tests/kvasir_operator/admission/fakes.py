@@ -1,11 +1,11 @@
-"""The API server's part in the webhook: one Secret with versions, and the webhook's configuration."""
+"""The API server's part in the webhook: one Secret with versions, and the webhook's two configurations."""
 
 import base64
 import copy
 from typing import Any, cast
 
 from kvasir_operator.certificates import Certificates
-from kvasir_operator.cluster import SECRETS, Cluster, Kind
+from kvasir_operator.cluster import MUTATING, SECRETS, VALIDATING, Cluster, Kind
 from kvasir_operator.errors import ApiError
 from kvasir_operator.resources import names
 
@@ -17,8 +17,9 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.secret: Manifest | None = None
-        self.configuration: Manifest | None = {
-            "webhooks": [{"name": "inferenceservices.kvasir.dev", "clientConfig": {"service": {"path": "/validate"}}}]
+        self.configurations: dict[Kind, Manifest] = {
+            VALIDATING: {"webhooks": [{"name": "a.kvasir.dev", "clientConfig": {"service": {"path": "/validate"}}}]},
+            MUTATING: {"webhooks": [{"name": "b.kvasir.dev", "clientConfig": {"service": {"path": "/mutate"}}}]},
         }
         self.writes: list[str] = []
         self.rival: Manifest | None = None
@@ -30,9 +31,10 @@ class FakeApi:
 
     @property
     def bundle(self) -> bytes:
-        """What the API server trusts."""
-        assert self.configuration is not None
-        return base64.b64decode(self.configuration["webhooks"][0]["clientConfig"].get("caBundle", ""))
+        """What the API server trusts, whichever of the two it asks."""
+        hooks = [hook for each in self.configurations.values() for hook in each["webhooks"]]
+        [text] = {hook["clientConfig"].get("caBundle", "") for hook in hooks}
+        return base64.b64decode(text)
 
     @property
     def certificates(self) -> Certificates:
@@ -43,7 +45,7 @@ class FakeApi:
         return found
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
-        found = self.secret if kind == SECRETS else self.configuration
+        found = self.secret if kind == SECRETS else self.configurations.get(kind)
         assert (namespace, name) == (
             ("kvasir-system", names.WEBHOOK) if kind == SECRETS else ("", names.WEBHOOK_CONFIGURATION)
         )
@@ -65,12 +67,12 @@ class FakeApi:
 
     async def patch(self, kind: Kind, namespace: str, name: str, body: Manifest, content_type: str) -> Manifest:
         assert content_type == "application/strategic-merge-patch+json"
-        assert self.configuration is not None
-        self.writes.append("configuration")
+        configuration = self.configurations[kind]
+        self.writes.append(kind.plural)
         for wanted in body["webhooks"]:
-            [found] = [each for each in self.configuration["webhooks"] if each["name"] == wanted["name"]]
+            [found] = [each for each in configuration["webhooks"] if each["name"] == wanted["name"]]
             found["clientConfig"] |= wanted["clientConfig"]
-        return self.configuration
+        return configuration
 
     def put(self, body: Manifest) -> None:
         """A Secret that somebody else wrote."""

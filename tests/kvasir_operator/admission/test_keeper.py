@@ -8,6 +8,7 @@ import pytest
 
 from kvasir_operator.api.base import format_time
 from kvasir_operator.certificates import AUTHORITY_LIFETIME, LIFETIME, Certificates
+from kvasir_operator.cluster import MUTATING, VALIDATING, Kind
 from kvasir_operator.errors import ApiError
 from kvasir_operator.resources import names
 from kvasir_operator.webhook_certificates import CertificateKeeper, manifest_of
@@ -47,7 +48,7 @@ async def test_the_first_replica_makes_what_all_serve() -> None:
     first, second = await started(api, 2)
     assert first.serves == second.serves == api.certificates
     assert api.bundle == api.certificates.bundle
-    assert api.writes == ["secret", "configuration"]
+    assert api.writes == ["secret", "validatingwebhookconfigurations", "mutatingwebhookconfigurations"]
 
 
 async def test_a_replica_that_was_outrun_takes_what_the_other_made() -> None:
@@ -137,24 +138,34 @@ async def test_a_secret_that_somebody_broke_is_made_anew(part: str) -> None:
     assert replica.serves == api.certificates
 
 
-async def test_a_bundle_that_somebody_removed_comes_back() -> None:
+@pytest.mark.parametrize("kind", [VALIDATING, MUTATING], ids=["validating", "mutating"])
+async def test_a_bundle_that_somebody_removed_comes_back(kind: Kind) -> None:
     """As when the manifests are replaced, not applied."""
     api = FakeApi()
     [replica] = await started(api)
-    assert api.configuration is not None
-    del api.configuration["webhooks"][0]["clientConfig"]["caBundle"]
+    del api.configurations[kind]["webhooks"][0]["clientConfig"]["caBundle"]
     await replica.turn()
     assert api.bundle == replica.serves.bundle
 
 
-async def test_a_missing_configuration_is_an_error_that_passes(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("kind", [VALIDATING, MUTATING], ids=["validating", "mutating"])
+async def test_one_of_the_two_may_be_left_out(kind: Kind) -> None:
+    """As by who wants no defaults."""
     api = FakeApi()
-    configuration, api.configuration = api.configuration, None
+    del api.configurations[kind]
+    [replica] = await started(api)
+    assert replica.serves == api.certificates
+    assert api.bundle == replica.serves.bundle
+
+
+async def test_missing_configurations_are_an_error_that_passes(caplog: pytest.LogCaptureFixture) -> None:
+    api = FakeApi()
+    configurations, api.configurations = api.configurations, {}
     replica = Replica(api)
     with pytest.raises(ApiError):
         await replica.keeper.turn()
     assert not await replica.keeper.guarded_turn()
     assert f'"{names.WEBHOOK_CONFIGURATION}" not found' in caplog.text
-    api.configuration = configuration
+    api.configurations = configurations
     assert await replica.keeper.guarded_turn()
     assert replica.serves == api.certificates

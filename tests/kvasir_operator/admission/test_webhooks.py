@@ -1,5 +1,6 @@
 """The webhook as the API server sees it: HTTPS with the certificate of the Secret, reviews in, verdicts out."""
 
+import base64
 import io
 import json
 import socket
@@ -181,7 +182,7 @@ async def test_renewed_certificates_are_served_without_a_restart() -> None:
 async def test_without_certificates_the_operator_runs_all_the_same() -> None:
     """The port answers no handshake until the API server has let the certificates be made."""
     api = FakeApi()
-    api.configuration = None
+    api.configurations = {}
     async with webhook(listening(), api) as url:
         with pytest.raises(aiohttp.ClientConnectorError):
             await ask(url, api.certificates.bundle, b"")
@@ -194,6 +195,52 @@ async def test_off_means_no_port_and_no_write() -> None:
         assert api.secret is None
 
 
-def test_the_app_answers_one_path() -> None:
-    [route] = make_app(Settings()).router.routes()
-    assert route.method == "POST"
+def test_the_app_answers_two_paths() -> None:
+    routes = [
+        (route.method, route.resource and route.resource.canonical) for route in make_app(Settings()).router.routes()
+    ]
+    assert routes == [("POST", "/mutate"), ("POST", "/validate")]
+
+
+# --- Defaults
+
+
+async def mutated(posted: Manifest, settings: Settings | None = None) -> Any:
+    """What the API server is answered, and the patch in it."""
+    api = FakeApi()
+    async with webhook(settings or listening(), api) as url:
+        status, told = await ask(url.replace("/validate", "/mutate"), api.bundle, json.dumps(posted).encode())
+    assert (status, told["response"]["uid"], told["response"]["allowed"]) == (200, "r-1", True)
+    assert told["response"].get("patchType", "JSONPatch") == "JSONPatch"
+    return json.loads(base64.b64decode(told["response"].get("patch", "bnVsbA==")))
+
+
+async def test_defaults_are_answered_as_a_json_patch() -> None:
+    assert await mutated(review(service())) == [{"op": "add", "path": "/spec/model/servedName", "value": "tiny"}]
+
+
+NAMED = service(model={"source": {"uri": "pvc://models/m"}, "servedName": "tiny"})
+
+
+@pytest.mark.parametrize(
+    ("posted", "settings"),
+    [
+        (review(NAMED), {}),
+        (review(service(replicas=-1)), {}),
+        (review(relabelled(service()), service()), {}),
+        (review(leaving(service()), NAMED), {}),
+        (review(None, NAMED), {}),
+        (review(service()), {"namespaces": ["other"]}),
+    ],
+    ids=["complete", "unreadable", "spec as it is", "being deleted", "deleted", "of another namespace"],
+)
+async def test_where_there_is_nothing_to_write(posted: Manifest, settings: dict[str, Any]) -> None:
+    """The answer has no patch; what is wrong is the other webhook's to say."""
+    assert await mutated(posted, listening(**settings)) is None
+
+
+async def test_a_bad_body_gets_a_400_there_too() -> None:
+    api = FakeApi()
+    async with webhook(listening(), api) as url:
+        status, _ = await ask(url.replace("/validate", "/mutate"), api.bundle, b"{}")
+    assert status == 400

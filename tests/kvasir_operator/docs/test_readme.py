@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from kvasir_operator import metrics
+from kvasir_operator.api import defaults
 from kvasir_operator.api.crd import ROOT
 from kvasir_operator.placement import assessment
 from kvasir_operator.planning import (
@@ -98,6 +99,7 @@ RENDERED = {
     "inspecting": table_in(inspecting.__doc__ or ""),
     "assessment": table_in(assessment.__doc__ or ""),
     "placing": table_in(placing.__doc__ or ""),
+    "defaults": table_in(defaults.__doc__ or ""),
 }
 
 

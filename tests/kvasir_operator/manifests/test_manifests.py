@@ -68,7 +68,8 @@ class TestOverlays:
 
     def test_everything_is_in_the_operators_namespace_and_labelled(self, overlay: list[Manifest]) -> None:
         cluster_wide = {"Namespace", "CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding"} | {
-            "ValidatingWebhookConfiguration"
+            "MutatingWebhookConfiguration",
+            "ValidatingWebhookConfiguration",
         }
         for each in overlay:
             metadata = each["metadata"]
@@ -143,22 +144,35 @@ def test_the_component_adds_the_rules_to_the_definition(tmp_path: Path) -> None:
     assert text.count("x-kubernetes-validations") == len(crd.render_cel())
 
 
+WEBHOOK_PATHS = [
+    ("MutatingWebhookConfiguration", webhooks.MUTATE),
+    ("ValidatingWebhookConfiguration", webhooks.VALIDATE),
+]
+
+
 @needs_kubectl
 class TestWebhook:
     """What the component says is what the operator does."""
 
-    def test_the_api_server_calls_the_port_that_the_operator_opens(self, production: list[Manifest]) -> None:
-        [configuration] = of_kind(production, "ValidatingWebhookConfiguration")
+    @pytest.mark.parametrize(("kind", "path"), WEBHOOK_PATHS)
+    def test_the_api_server_calls_the_port_that_the_operator_opens(
+        self, production: list[Manifest], kind: str, path: str
+    ) -> None:
+        [configuration] = of_kind(production, kind)
+        assert configuration["metadata"]["name"] == names.WEBHOOK_CONFIGURATION
         [hook] = configuration["webhooks"]
         client = hook["clientConfig"]["service"]
         [service] = [each for each in of_kind(production, "Service") if each["metadata"]["name"] == client["name"]]
         assert f"{client['name']}.{client['namespace']}.svc" == names.webhook_host("kvasir-system")
-        assert client["path"] == webhooks.PATH
+        assert client["path"] == path
         assert [port["targetPort"] for port in service["spec"]["ports"]] == ["webhook"]
         assert settings_of(production).webhook
 
-    def test_it_is_asked_about_specs_of_this_version_alone(self, production: list[Manifest]) -> None:
-        [configuration] = of_kind(production, "ValidatingWebhookConfiguration")
+    @pytest.mark.parametrize(("kind", "path"), WEBHOOK_PATHS)
+    def test_it_is_asked_about_specs_of_this_version_alone(
+        self, production: list[Manifest], kind: str, path: str
+    ) -> None:
+        [configuration] = of_kind(production, kind)
         [hook] = configuration["webhooks"]
         [rule] = hook["rules"]
         assert (rule["apiGroups"], rule["apiVersions"]) == ([v1alpha1.GROUP], [v1alpha1.VERSION])
@@ -167,20 +181,22 @@ class TestWebhook:
 
     def test_only_its_own_objects_may_be_written(self, production: list[Manifest]) -> None:
         allowed = {
-            rule["resources"][0]: rule["resourceNames"]
+            resource: rule["resourceNames"]
             for kind in ("Role", "ClusterRole")
             for role in of_kind(production, kind)
             if role["metadata"]["name"] == "kvasir-operator-webhook"
             for rule in role["rules"]
+            for resource in rule["resources"]
         }
         assert allowed == {
             "secrets": [names.WEBHOOK],
             "validatingwebhookconfigurations": [names.WEBHOOK_CONFIGURATION],
+            "mutatingwebhookconfigurations": [names.WEBHOOK_CONFIGURATION],
         }
 
     def test_without_the_component_nothing_of_it_is_there(self) -> None:
         plain = rendered(MANIFESTS / "overlays" / "local")
-        assert of_kind(plain, "ValidatingWebhookConfiguration") == []
+        assert [of_kind(plain, kind) for kind, _ in WEBHOOK_PATHS] == [[], []]
         assert not settings_of(plain).webhook
 
 
