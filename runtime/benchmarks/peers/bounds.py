@@ -9,9 +9,12 @@ million layer parameters, 2.22 TFLOP, 4.7 s; each of 63 steps reads 0.607 GB of 
 2.3 s in all; 1024 tokens in 7.0 s are 146 tokens per second.
 """
 
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.peers.shape import LlamaShape
+from benchmarks.peers.workload import Sizes
 
 BF16_BYTES = 2
 # A block of 32 int8 values and a 2-byte scale, llama.cpp's Q8_0.
@@ -65,3 +68,37 @@ def decode_bound_ms(
 ) -> float:
     """Least milliseconds per decode step of this batch."""
     return 1000 * decode_s(shape, batch, rates, bytes_per_weight) / (batch.output_len - 1)
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the machine allows for this run's sizes."""
+
+    output_tokens_per_s: float
+    decode_ms: float
+    decode_ms_q8_0: float
+
+    @classmethod
+    def of(cls, shape: LlamaShape, sizes: Sizes, rates: MachineRates) -> "Bounds":
+        batch = BatchSize(sizes.num_prompts, sizes.input_len, sizes.output_len)
+        single = BatchSize(1, sizes.latency_input_len, sizes.latency_output_len)
+        return cls(
+            output_tokens_per_s=throughput_bound(shape, batch, rates),
+            decode_ms=decode_bound_ms(shape, single, rates),
+            decode_ms_q8_0=decode_bound_ms(shape, single, rates, Q8_0_BYTES),
+        )
+
+
+def mean_rates(measured: Sequence[MachineRates]) -> MachineRates:
+    return MachineRates(
+        statistics.fmean(one.gemm_flops for one in measured), statistics.fmean(one.read_bytes for one in measured)
+    )
+
+
+def share_of_bound(values: Mapping[str, float], bounds: Bounds) -> float | None:
+    """How near a bfloat16 measurement comes to its bound: 0 to 1; None for one that has no bound."""
+    if "decode_ms_per_token" in values:
+        return bounds.decode_ms / values["decode_ms_per_token"]
+    if "output_tokens_per_s" in values:
+        return values["output_tokens_per_s"] / bounds.output_tokens_per_s
+    return None

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from benchmarks.peers.agreement import Agreement, agreement_table
-from benchmarks.peers.bounds import MachineRates
-from benchmarks.peers.goals import Bounds, Goal, goals
+from benchmarks.peers.bounds import Bounds, mean_rates
+from benchmarks.peers.goals import Goal, goals
 from benchmarks.peers.session import Session
 from benchmarks.peers.shape import LlamaShape
 from benchmarks.peers.subjects import KVASIR, Subject
@@ -56,9 +56,9 @@ def build_report(
     shape: LlamaShape,
     sizes: Sizes,
 ) -> Report:
-    rates = best_rates(session.machine)
+    rates = mean_rates(session.machine) if session.machine else None
     bounds = Bounds.of(shape, sizes, rates) if rates else None
-    reached = goals(session.samples, bounds)
+    reached = goals(session.samples)
     tables = [*_scenario_tables(session, subjects, bounds, sizes), goals_table(reached)]
     if rates:
         spread = [Summary.of([getattr(one, name) for one in session.machine]) for name in ("gemm_flops", "read_bytes")]
@@ -67,13 +67,6 @@ def build_report(
         tables.append(agreement_table(agreements, KVASIR))
     notes = _notes(session, subjects, agreements, sizes)
     return Report(origin, session, bounds, reached, agreements, tables, notes)
-
-
-def best_rates(measured: Sequence[MachineRates]) -> MachineRates | None:
-    """The highest of each rate: a bound is what the machine can do, and noise only ever takes away."""
-    if not measured:
-        return None
-    return MachineRates(max(one.gemm_flops for one in measured), max(one.read_bytes for one in measured))
 
 
 def _scenario_tables(session: Session, subjects: Sequence[Subject], bounds: Bounds | None, sizes: Sizes) -> list[Table]:

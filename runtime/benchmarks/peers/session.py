@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.peers import kvasir, processes
-from benchmarks.peers.bounds import MachineRates
+from benchmarks.peers.bounds import Bounds, MachineRates, mean_rates, share_of_bound
 from benchmarks.peers.environments import OVERLAY
 from benchmarks.peers.errors import BenchmarkError
 from benchmarks.peers.metrics import VALUES, Sample, Samples
 from benchmarks.peers.preparation import Prepared, Say
 from benchmarks.peers.processes import Finished
+from benchmarks.peers.shape import LLAMA_300M
 from benchmarks.peers.subjects import KVASIR, Subject, base_variables, kvasir_program
 from benchmarks.peers.workers.protocol import Result, TokenIds, Workload
 from benchmarks.peers.workload import RoundLoads, Sizes, round_loads
@@ -49,14 +50,11 @@ class Session:
 
 
 def run_rounds(plan: Plan, say: Say) -> Session:
-    """Interleave: the machine's bounds, then every subject, and that again for each round."""
+    """Interleave: every subject in turn, and that again for each round; the machine's rates around Kvasir's runs."""
     session = Session()
     plan.scratch.mkdir(parents=True, exist_ok=True)
     for index in range(plan.rounds):
         loads = round_loads(plan.seed, index, plan.vocabulary, plan.sizes)
-        session.machine.append(_measure_machine(plan, index))
-        rates = session.machine[-1]
-        say(_line(plan, index, "machine", f"{rates.gemm_flops / 1e9:.0f} GFLOP/s, {rates.read_bytes / 1e9:.1f} GB/s"))
         for subject in plan.subjects:
             if subject.name not in session.failures:
                 _run_subject(plan, session, subject, index, loads, say)
@@ -70,9 +68,12 @@ def scenarios_of(subject: Subject, chosen: tuple[str, ...]) -> dict[str, str]:
 
 def _run_subject(plan: Plan, session: Session, subject: Subject, index: int, loads: RoundLoads, say: Say) -> None:
     scenarios = scenarios_of(subject, plan.scenarios)
-    run = _run_kvasir if subject.peer == KVASIR else _run_library
+    bounds: dict[str, Bounds] = {}
     try:
-        result, foreign = run(plan, subject, scenarios, index, loads)
+        if subject.peer == KVASIR:
+            result, foreign, bounds = _run_kvasir(plan, session, subject, scenarios, index, loads, say)
+        else:
+            result, foreign = _run_library(plan, subject, scenarios, index, loads)
     except BenchmarkError as error:
         session.failures[subject.name] = str(error)
         say(_line(plan, index, subject.name, f"failed: {error}"))
@@ -81,6 +82,8 @@ def _run_subject(plan: Plan, session: Session, subject: Subject, index: int, loa
     session.configurations[subject.name] = result.configuration
     for scenario, measured in scenarios.items():
         values = VALUES[measured](result.seconds[measured], loads.loads[measured])
+        if measured in bounds and (share := share_of_bound(values, bounds[measured])):
+            values["of_bound"] = share
         session.samples.entries.append(Sample(subject.name, scenario, index, values, foreign[measured]))
         shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
         say(_line(plan, index, subject.name, f"{scenario}: {shown} (others used {foreign[measured]:.0%} of the CPU)"))
@@ -104,13 +107,20 @@ def _run_library(
 
 
 def _run_kvasir(
-    plan: Plan, subject: Subject, scenarios: dict[str, str], index: int, loads: RoundLoads
-) -> tuple[Result, dict[str, float]]:
-    """One process a scenario, as its command line offers it."""
+    plan: Plan,
+    session: Session,
+    subject: Subject,
+    scenarios: dict[str, str],
+    index: int,
+    loads: RoundLoads,
+    say: Say,
+) -> tuple[Result, dict[str, float], dict[str, Bounds]]:
+    """One process a scenario, as its command line offers it; the machine is measured before and after each."""
     versions = {"kvasir": importlib.metadata.version("kvasir"), "torch": importlib.metadata.version("torch")}
     configuration = f"weights={subject.weights}, threads={plan.threads}, otherwise its defaults"
     result = Result(subject.name, versions, configuration, load_s=0.0)
-    foreign = {}
+    foreign, bounds = {}, {}
+    before = _measure_machine(plan, session, index, say)
     for measured in dict.fromkeys(scenarios.values()):
         stem = _stem(plan, f"{subject.name}-{measured}", index)
         load, prompts_file = loads.loads[measured], stem.with_suffix(".prompts.json")
@@ -120,21 +130,28 @@ def _run_kvasir(
             kvasir_program(), measured, model, load, str(prompts_file), subject.weights, plan.threads
         )
         finished = _start(plan, command, subject, stem)
+        after = _measure_machine(plan, session, index, say)
         report = kvasir.parse_report(measured, finished.stdout)
         result.seconds[measured], result.outputs[measured] = report.seconds, report.outputs
         foreign[measured] = finished.foreign_cpu
-    return result, foreign
+        if subject.weights == "bf16":
+            bounds[measured] = Bounds.of(LLAMA_300M, plan.sizes, mean_rates([before, after]))
+        before = after
+    return result, foreign, bounds
 
 
-def _measure_machine(plan: Plan, index: int) -> MachineRates:
+def _measure_machine(plan: Plan, session: Session, index: int, say: Say) -> MachineRates:
     stem = _stem(plan, "machine", index)
     answer = stem.with_suffix(".result.json")
     worker = [sys.executable, "-m", "benchmarks.peers.workers.machine"]
     variables = {**base_variables(plan.runtime), "OMP_NUM_THREADS": str(plan.threads)}
     command = [*worker, str(answer), "--threads", str(plan.threads)]
     processes.run(command, variables, stem.with_suffix(".log"), plan.timeout_s)
-    rates = json.loads(answer.read_text(encoding="utf-8"))
-    return MachineRates(rates["gemm_flops"], rates["read_bytes"])
+    found = json.loads(answer.read_text(encoding="utf-8"))
+    rates = MachineRates(found["gemm_flops"], found["read_bytes"])
+    session.machine.append(rates)
+    say(_line(plan, index, "machine", f"{rates.gemm_flops / 1e9:.0f} GFLOP/s, {rates.read_bytes / 1e9:.1f} GB/s"))
+    return rates
 
 
 def _start(plan: Plan, command: list[str], subject: Subject, stem: Path) -> Finished:

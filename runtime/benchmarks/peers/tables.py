@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.peers.bounds import MachineRates
-from benchmarks.peers.goals import Bounds, Goal
+from benchmarks.peers.bounds import Bounds, MachineRates
+from benchmarks.peers.goals import Goal
 from benchmarks.peers.metrics import Samples
 from benchmarks.peers.summary import Summary, ratio
 
@@ -26,9 +26,10 @@ def throughput_table(samples: Samples, subjects: Sequence[str], bounds: Bounds |
     for subject in subjects:
         rate = samples.summary(subject, "throughput", "output_tokens_per_s")
         elapsed = samples.summary(subject, "throughput", "elapsed_s")
+        paired = samples.summary(subject, "throughput", "of_bound")
         share = rate.median / bounds.output_tokens_per_s if bounds and rate else None
         rows.append(
-            (subject, median(rate), extent(rate), median(elapsed, 2), number(ratio(mine, rate)), percent(share))
+            (subject, median(rate), extent(rate), median(elapsed, 2), number(ratio(mine, rate)), _share(paired, share))
         )
     if bounds:
         rows.append(("machine's bound", f"{bounds.output_tokens_per_s:.1f}", *(NOT_MEASURED,) * 3, "100 %"))
@@ -46,8 +47,9 @@ def latency_table(samples: Samples, subjects: Sequence[tuple[str, str]], bounds:
         first = samples.summary(subject, scenario, "first_token_ms")
         rate = samples.summary(subject, scenario, "output_tokens_per_s")
         share = None if bounds is None or step is None else _decode_bound(bounds, scenario) / step.median
+        paired = samples.summary(subject, scenario, "of_bound")
         cells = (median(step, 2), extent(step, 2), median(first), median(rate), number(ratio(step, mine)))
-        rows.append((subject, *cells, percent(share)))
+        rows.append((subject, *cells, _share(paired, share)))
     if bounds:
         rows.append(("bound, bf16", f"{bounds.decode_ms:.2f}", *(NOT_MEASURED,) * 4, "100 %"))
         rows.append(("bound, Q8_0's bytes", f"{bounds.decode_ms_q8_0:.2f}", *(NOT_MEASURED,) * 4, "100 %"))
@@ -69,7 +71,7 @@ def machine_table(rates: MachineRates, spread: tuple[Summary, Summary]) -> Table
     gemm, read = spread
     return Table(
         "The machine",
-        ("bound", "best", "min - max of rounds"),
+        ("bound", "mean", "min - max"),
         (
             ("bf16 matrix products, GFLOP/s", f"{rates.gemm_flops / 1e9:.0f}", _scaled(gemm, 1e9)),
             ("reads from DRAM, GB/s", f"{rates.read_bytes / 1e9:.1f}", _scaled(read, 1e9)),
@@ -96,6 +98,11 @@ def number(value: float | None) -> str:
 
 def percent(share: float | None) -> str:
     return NOT_MEASURED if share is None else f"{100 * share:.0f} %"
+
+
+def _share(paired: Summary | None, overall: float | None) -> str:
+    """Of the bound just then where that is known, else of the run's."""
+    return percent(paired.median if paired else overall)
 
 
 def _decode_bound(bounds: Bounds, scenario: str) -> float:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import statistics
 import subprocess
 import tempfile
 import time
@@ -20,38 +21,38 @@ SOURCE: Final = Path(__file__).parent.parent / "native" / "read_bandwidth.c"
 BATCHES: Final = (1024, 2048, 4096)
 REPEATS: Final = 5
 BUFFER_MIB: Final = 1024
-PASSES: Final = 20
+PASSES: Final = 60
 
 
 def gemm_flops(shape: LlamaShape, tokens: int) -> float:
-    """Floating-point operations per second of one layer's four products on `tokens` rows, each at its best."""
+    """Floating-point operations per second of one layer's four products on `tokens` rows."""
     seconds = sum(_product_s(rows, columns, tokens) for rows, columns in shape.projections.values())
     return 2 * tokens * shape.layer_parameters / seconds
 
 
 def _product_s(rows: int, columns: int, tokens: int) -> float:
-    """Least seconds of one product, with weights laid out by oneDNN beforehand or by torch as it goes."""
+    """Seconds of one product, with weights laid out by oneDNN beforehand or by torch as it goes: what is faster."""
     x_TI = torch.randn(tokens, columns).to(torch.bfloat16)
     weight_OI = torch.randn(rows, columns).to(torch.bfloat16)
-    times = [_best_s(lambda: F.linear(x_TI, weight_OI))]
+    times = [_usual_s(lambda: F.linear(x_TI, weight_OI))]
     if torch.backends.mkldnn.is_available():
         packed = torch.ops.mkldnn._reorder_linear_weight(weight_OI, tokens)  # noqa: SLF001 - torch's only name
-        times.append(_best_s(lambda: torch.ops.mkldnn._linear_pointwise(x_TI, packed, None, "none", [], "")))  # noqa: SLF001
+        times.append(_usual_s(lambda: torch.ops.mkldnn._linear_pointwise(x_TI, packed, None, "none", [], "")))  # noqa: SLF001
     return min(times)
 
 
-def _best_s(call: Callable[[], object]) -> float:
+def _usual_s(call: Callable[[], object]) -> float:
     call()
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return min(times)
+    return statistics.median(times)
 
 
 def read_bytes(threads: int) -> float:
-    """Bytes per second that `threads` threads read from DRAM, best of several passes over one large buffer."""
+    """Bytes per second that `threads` threads read from DRAM: the median of many passes over one large buffer."""
     rates = [_torch_read_bytes()]
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler:
@@ -70,7 +71,7 @@ def _native_read_bytes(compiler: str, threads: int) -> float:
 
 def _torch_read_bytes() -> float:
     buffer = torch.ones(BUFFER_MIB << 18, dtype=torch.float32)
-    return buffer.nbytes / _best_s(buffer.sum)
+    return buffer.nbytes / _usual_s(buffer.sum)
 
 
 def main() -> None:
