@@ -13,7 +13,9 @@ ROOT: Final = Path(__file__).parents[4]
 REGISTERS: Final = 65536
 """Of a multiprocessor, on both."""
 SHARED_BYTES: Final = {80: 164 << 10, 90: 228 << 10}
-"""Likewise; a program takes 1 KB more than it asks for. Source: CUDA C++ Programming Guide, technical specifications."""
+"""Likewise; a program takes 1 KB more than it asks for.
+
+Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
 
 PROGRAMS: Final = {"_prefill": 1, "_decode": 2}
 """How many programs of a kernel a multiprocessor must hold at once."""
