@@ -44,6 +44,7 @@ from kvasir_operator.planning.actions import (
     MarkRevision,
     SetGates,
     SetReplicas,
+    TellAdapters,
     Undrain,
 )
 from kvasir_operator.planning.replicas import least_available
@@ -137,13 +138,15 @@ class Executor:
                 await self._set_gates(meta, action)
             case SetReplicas():
                 await self._set_replicas(meta, action)
-            case Drain() | Undrain():
+            case Drain() | Undrain() | TellAdapters():
                 await self._tell_engine(action, token or "")
             case DeletePod():
                 await self._delete_pod(meta, action)
 
-    async def _tell_engine(self, action: Drain | Undrain, token: str) -> None:
-        if isinstance(action, Drain):
+    async def _tell_engine(self, action: Drain | Undrain | TellAdapters, token: str) -> None:
+        if isinstance(action, TellAdapters):
+            await self._scraper.tell_adapters(action.ip, token, action.wanted)
+        elif isinstance(action, Drain):
             await self._scraper.drain(action.ip, token, action.timeout_s)
         else:
             await self._scraper.undrain(action.ip, token)

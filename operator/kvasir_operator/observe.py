@@ -12,11 +12,22 @@ from kvasir_operator import metrics
 from kvasir_operator.api.field_errors import FieldError, from_validation_error
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus, ObjectMeta
 from kvasir_operator.api.validation import check
-from kvasir_operator.cluster import BUDGETS, EVENTS, NETWORK_POLICIES, PODS, REVISIONS, SERVICES, Cluster
+from kvasir_operator.cluster import (
+    BUDGETS,
+    EVENTS,
+    NETWORK_POLICIES,
+    PODS,
+    REVISIONS,
+    SERVICES,
+    SERVICES_OF_OURS,
+    Cluster,
+)
 from kvasir_operator.cordons import Cordons
 from kvasir_operator.devices import Devices
 from kvasir_operator.errors import ApiError
-from kvasir_operator.outlooks import Outlooks, Wish
+from kvasir_operator.fleet.adapters import AdapterWish, wishes_of
+from kvasir_operator.grouping import Applicant
+from kvasir_operator.outlooks import Outlooks, Wish, applicant_of
 from kvasir_operator.placement.inventory import read_demand
 from kvasir_operator.placement.sources import is_inspectable, source_key
 from kvasir_operator.planning.drift import covers
@@ -37,7 +48,7 @@ from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
 from kvasir_operator.store import CLAIMS, ServiceKey, Store, owner_uid
 from kvasir_operator.tokens import Tokens
-from kvasir_runtime.contract.admin_api import AdminState
+from kvasir_runtime.contract.admin_api import AdapterReports, AdminState
 
 Manifest = Mapping[str, Any]
 
@@ -57,6 +68,7 @@ class _Sample:
     """What one pod last said, and what its Events last said."""
 
     state: AdminState | Unknown = NOT_ASKED
+    adapters: AdapterReports | Unknown = NOT_ASKED
     asked_at: datetime | None = None
     changes: int = 0
     silences: int = 0
@@ -80,6 +92,7 @@ class Desired:
     errors: tuple[FieldError, ...]
     source_errors: tuple[FieldError, ...]
     wish: Wish | None = None
+    adapters: tuple[AdapterWish, ...] = ()
 
 
 class Observer:
@@ -104,7 +117,17 @@ class Observer:
         self._desired: dict[ServiceKey, tuple[tuple[object, ...], Desired]] = {}
         self._cordons = Cordons()
         self.devices = Devices(store, clock)
+        self.devices.in_groups = self._in_groups
         self._outlooks = Outlooks(store, self.devices, settings, clock)
+
+    def _in_groups(self) -> Iterable[Applicant]:
+        """The services that start with others; those whose spec is not valid do not count."""
+        for manifest in self._store.all(SERVICES_OF_OURS):
+            metadata = manifest["metadata"]
+            if (manifest.get("spec") or {}).get("group") and "deletionTimestamp" not in metadata:
+                wish = self._read(ServiceKey(metadata["namespace"], metadata["name"]), manifest).wish
+                if wish is not None:
+                    yield applicant_of(wish)
 
     def notice_cordon(self, change: str | None, node: Manifest) -> set[ServiceKey]:
         """Take in a watch event of a node; returns the services with pods on it if that is to be emptied or not."""
@@ -178,6 +201,7 @@ class Observer:
             inspection=inspection,
             outlook=outlook,
             claims=manifest.get(CLAIMS, Claims()),
+            adapter_wishes=desired.adapters,
         )
 
     def _budget(self, key: ServiceKey, meta: ObjectMeta, desired: Desired) -> ObjectState:
@@ -210,7 +234,7 @@ class Observer:
         for manifest in manifests:
             sample = samples.get(manifest["metadata"]["uid"], _Sample())
             silent = self.devices.silent_since(manifest["spec"].get("nodeName", ""))
-            yield read_pod(manifest, sample.state, sample.warnings, silent)
+            yield read_pod(manifest, sample.state, sample.warnings, silent, sample.adapters)
 
     def _read(self, key: ServiceKey, manifest: Manifest) -> Desired:
         """The typed spec; read once for each generation and each restart that is asked for."""
@@ -233,10 +257,10 @@ class Observer:
 
     async def _ask(self, key: ServiceKey, pod: Pod, sample: _Sample, token: str | None) -> None:
         """Bring one pod's sample up to date, if it is worth it."""
-        before = sample.state, sample.warnings
+        before = sample.state, sample.adapters, sample.warnings
         now = self._clock()
         if not pod.has_process or pod.stage in (Stage.FINISHED, Stage.LEAVING) or not pod.ip:
-            sample.state = NOT_ASKED
+            sample.state = sample.adapters = NOT_ASKED
         elif token is None:
             sample.state = Unknown("the token of the operator port is not known")
         elif sample.asked_at is None or now - sample.asked_at >= self._age_limit(pod):
@@ -245,14 +269,23 @@ class Observer:
             sample.warnings, sample.warned_at = (), None
         elif sample.warned_at is None or now - sample.warned_at >= WARNINGS_AGE:
             sample.warnings, sample.warned_at = await self._warnings(key, pod), now
-        sample.changes += (sample.state, sample.warnings) != before
+        sample.changes += (sample.state, sample.adapters, sample.warnings) != before
 
     async def _scrape(self, key: ServiceKey, pod: Pod, sample: _Sample, token: str) -> None:
         sample.state = await self._scraper.state(pod.ip, token)
+        sample.adapters = await self._adapters(pod.ip, token, sample.state)
         sample.asked_at = self._clock()
         sample.silences = sample.silences + 1 if isinstance(sample.state, Unknown) else 0
         if sample.silences in SILENCES:
             await self._verify(pod, key)
+
+    async def _adapters(self, ip: str, token: str, state: AdminState | Unknown) -> AdapterReports | Unknown:
+        """How an engine's adapters fare, where it serves some; what another process says is not known of this one."""
+        if isinstance(state, Unknown) or state.capacity is None or not state.capacity.max_adapters:
+            return NOT_ASKED
+        found = await self._scraper.adapters(ip, token)
+        other = isinstance(found, AdapterReports) and found.boot_id != state.boot_id
+        return Unknown("another process answered") if other else found
 
     def _age_limit(self, pod: Pod) -> timedelta:
         if pod.stage is Stage.SERVING:
@@ -300,7 +333,8 @@ def read_desired(manifest: Manifest, settings: Settings) -> Desired:
     if errors or source_errors:
         return Desired(service, None, "", errors, source_errors)
     template = RevisionTemplate.of(service, settings)
-    return Desired(service, template, template.digest(), (), (), _wish(service, template, settings))
+    adapters = wishes_of(service.spec.adapters, settings)
+    return Desired(service, template, template.digest(), (), (), _wish(service, template, settings), adapters)
 
 
 def _wish(service: InferenceService, template: RevisionTemplate, settings: Settings) -> Wish:

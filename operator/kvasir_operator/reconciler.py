@@ -23,7 +23,7 @@ from kvasir_operator.events import EventRecorder
 from kvasir_operator.execute import Executor, Outcome, reference
 from kvasir_operator.observe import Observer
 from kvasir_operator.pacing import Pace, is_at_rest, next_interval
-from kvasir_operator.planning.actions import Drain, Note, Undrain
+from kvasir_operator.planning.actions import Drain, Note, TellAdapters, Undrain
 from kvasir_operator.planning.autoscaling import Outcome as Scaled
 from kvasir_operator.planning.autoscaling import autoscale
 from kvasir_operator.planning.notes import notes_on_actions, notes_on_status
@@ -244,7 +244,7 @@ class Reconciler:
                 service.backoff.succeeded(action)
             else:
                 service.backoff.failed(action, outcome.error, self._clock())
-            if isinstance(action, Drain | Undrain):
+            if isinstance(action, Drain | Undrain | TellAdapters):
                 self._observer.forget_answer(key, action.uid)
 
     async def _tell(

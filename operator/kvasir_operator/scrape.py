@@ -10,7 +10,7 @@ from kvasir_operator.errors import PodError
 from kvasir_operator.planning.goldens import Scored
 from kvasir_operator.planning.state import Unknown
 from kvasir_operator.resources import names
-from kvasir_runtime.contract.admin_api import AdminState, DrainRequest
+from kvasir_runtime.contract.admin_api import AdapterReports, AdapterSet, AdminState, DrainRequest
 
 SCORE_SECONDS: Final = 60.0
 """Time in which a pod must have computed a golden prompt, whatever else it does."""
@@ -60,6 +60,17 @@ class Scraper:
     async def undrain(self, ip: str, token: str) -> None:
         """Have the engine take requests again; raises PodError."""
         await self._request("POST", ip, "/admin/undrain", token)
+
+    async def adapters(self, ip: str, token: str) -> AdapterReports | Unknown:
+        """How the engine's adapters fare; Unknown, with the reason, when that cannot be had. Never raises."""
+        try:
+            return AdapterReports.model_validate_json(await self._request("GET", ip, "/admin/adapters", token))
+        except (PodError, ValidationError) as error:
+            return Unknown(str(error), error.status if isinstance(error, PodError) else 0)
+
+    async def tell_adapters(self, ip: str, token: str, wanted: AdapterSet) -> None:
+        """Have the engine serve these adapters; returns before they are loaded. Raises PodError."""
+        await self._request("PUT", ip, "/admin/adapters", token, wanted)
 
     async def score(self, ip: str, token: str, model: str, prompt: str) -> Scored:
         """The log-probabilities of a prompt's tokens, by the user port, which takes our token too; raises PodError."""

@@ -12,13 +12,15 @@ from kvasir_operator.api.base import NAME_MAX_LENGTH, NAME_PATTERN, Duration
 from kvasir_operator.api.field_errors import FieldError, show
 from kvasir_operator.api.hardware import AcceleratorSpec
 from kvasir_operator.api.kubernetes import EnvVar, parse_quantity
-from kvasir_operator.api.model import Source
+from kvasir_operator.api.model import AdapterSource, LoraSettings, Source
 from kvasir_operator.api.reserved import RESERVED_SETTINGS, set_elsewhere
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceSpec
-from kvasir_runtime.contract.engine_args import ENV_PREFIX
+from kvasir_runtime.contract.engine_args import ENV_PREFIX, EngineArgs
 
 LONGEST_DRAIN: Final = 24 * 3600
 """Seconds; nodes are not kept from going for longer."""
+
+DEFAULT_MAX_LORAS: Final[int] = EngineArgs.model_fields["max_loras"].default
 
 Errors = Iterator[FieldError]
 
@@ -42,7 +44,8 @@ def _check_source(source: Source, path: str) -> Errors:
     if ".." in rest.split("/"):
         yield FieldError(f"{path}.uri", f"must not contain '..', got {show(source.uri)}")
     if scheme in ("pvc", "file"):
-        for name, value in (("secretName", source.secret_name), ("sha256", source.sha256)):
+        digest = None if isinstance(source, AdapterSource) else source.sha256
+        for name, value in (("secretName", source.secret_name), ("sha256", digest)):
             if value is not None:
                 yield FieldError(f"{path}.{name}", f"must be unset with {scheme}://, got {show(value)}")
 
@@ -176,6 +179,28 @@ def check_adapters(service: InferenceService) -> Errors:
         if name == service.served_name:
             problem = "must differ from the name under which the model itself is served"
             yield FieldError(f"spec.adapters[{index}].name", f"{problem}, got {show(name)}")
+    yield from _check_pinned(service.spec)
+
+
+def _check_pinned(spec: InferenceServiceSpec) -> Errors:
+    """One slot of a batch must stay for those that are not pinned."""
+    lora = spec.engine.lora or LoraSettings()
+    slots = lora.max_loras or DEFAULT_MAX_LORAS
+    pinned = [index for index, adapter in enumerate(spec.adapters) if adapter.pinned]
+    most = slots if len(pinned) == len(spec.adapters) else slots - 1
+    if len(pinned) > most:
+        problem = f"must be false for all but {most} of the adapters, with spec.engine.lora.maxLoras {slots}"
+        yield FieldError(f"spec.adapters[{pinned[most]}].pinned", f"{problem}, got true")
+    if lora.max_cpu_loras is not None and lora.max_cpu_loras < slots:
+        yield FieldError(
+            "spec.engine.lora.maxCpuLoras", f"must be at least maxLoras ({slots}), got {lora.max_cpu_loras}"
+        )
+
+
+def check_warmup(service: InferenceService) -> Errors:
+    """What is computed beforehand must be kept."""
+    if service.spec.warmup is not None and not service.spec.engine.prefix_caching.enabled:
+        yield FieldError("spec.warmup", "must be unset when engine.prefixCaching.enabled is false")
 
 
 def _check_unique(values: Iterable[str], path: str, field: str) -> Errors:
@@ -214,6 +239,8 @@ def _positive_durations(spec: InferenceServiceSpec) -> Iterator[tuple[str, Durat
     yield "spec.rollout.progressDeadline", spec.rollout.progress_deadline
     if spec.warmup is not None:
         yield "spec.warmup.timeout", spec.warmup.timeout
+    for index, adapter in enumerate(spec.adapters):
+        yield f"spec.adapters[{index}].refreshInterval", adapter.refresh_interval
     if spec.scaling is not None:
         yield "spec.scaling.targets.ttftP95", spec.scaling.targets.ttft_p95
         zero = spec.scaling.scale_to_zero
@@ -233,6 +260,7 @@ ALL: Final[Sequence[Callable[[InferenceService], Iterable[FieldError]]]] = (
     check_scaling_bounds,
     check_scale_to_zero,
     check_adapters,
+    check_warmup,
     check_rollout,
     check_durations,
 )

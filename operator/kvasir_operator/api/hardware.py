@@ -1,10 +1,10 @@
-"""`spec.accelerator` and `spec.parallelism`: what one replica runs on."""
+"""`spec.accelerator`, `spec.parallelism` and `spec.group`: what one replica runs on, and with whom it starts."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from kvasir_operator.api.base import ApiModel, Quantity
+from kvasir_operator.api.base import ApiModel, DnsLabel, Quantity
 
 DEFAULT_GPU_RESOURCE = "nvidia.com/gpu"
 
@@ -68,4 +68,16 @@ class ParallelismSpec(ApiModel):
         ge=1,
         le=16,
         description="Stages of consecutive layers, one after the other. This version's runtime refuses more than 1.",
+    )
+
+
+class GroupSpec(ApiModel):
+    """Services of the namespace that are of use only together."""
+
+    name: DnsLabel = Field(description="Name of the group: that of all services which start together.")
+    services: int = Field(
+        ge=2,
+        le=64,
+        description="Services that the group has. Before there are so many, and devices for one replica of each at "
+        "once, none of them gets any.",
     )

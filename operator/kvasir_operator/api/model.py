@@ -99,6 +99,21 @@ class KVOffload(ApiModel):
     )
 
 
+class LoraSettings(ApiModel):
+    """How many adapters the engine serves, and how large."""
+
+    max_loras: int | None = Field(
+        default=None, ge=1, le=256, description="Adapters that may take part in one batch. Unset: 4."
+    )
+    max_cpu_loras: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Adapters kept in host memory; others are read again when they are asked for. Unset: as maxLoras.",
+    )
+    max_rank: int | None = Field(default=None, ge=1, le=256, description="Largest rank that is accepted. Unset: 16.")
+
+
 class EngineSpec(ApiModel):
     """Settings of the engine; what is unset is the engine's own choice."""
 
@@ -139,6 +154,11 @@ class EngineSpec(ApiModel):
     kv_offload: KVOffload | None = Field(
         default=None, description="Tiers behind the device's KV cache, for blocks that it evicts. Not acted on yet."
     )
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="How many adapters the engine serves, and how large. Set, memory is kept for them even while "
+        "`adapters` is empty, so that the first one needs no new replicas. Unset: only with `adapters`.",
+    )
     scheduling_policy: Literal["fcfs", "priority"] | None = Field(
         default=None,
         description="Who runs first: fcfs in order of arrival, priority by each request's `priority`. Unset: fcfs.",
@@ -165,40 +185,49 @@ class EngineSpec(ApiModel):
 class PromptsFrom(ApiModel):
     """Prompts kept in a ConfigMap."""
 
-    config_map: DnsName = Field(description="Name of a ConfigMap in this namespace. Not acted on yet.")
-    key: str = Field(min_length=1, description="Key that holds one prompt a line. Not acted on yet.")
+    config_map: DnsName = Field(description="Name of a ConfigMap in this namespace.")
+    key: str = Field(min_length=1, description="Key that holds one prompt a line.")
 
 
 class WarmupFromTraffic(ApiModel):
-    """Prefixes that the other replicas are asked for most."""
+    """Prefixes that the other replicas are asked for most.
 
-    top_prefixes: int = Field(
-        default=64, ge=1, le=4096, description="How many of the hottest prefixes are computed. Not acted on yet."
-    )
-    max_tokens: int = Field(
-        default=65_536, ge=1, le=16_777_216, description="Most tokens to compute in all. Not acted on yet."
+    They are kept in the Secret `<name>-prefixes`, and handed over by replicas that a scale-down takes away.
+    """
+
+    top_prefixes: int = Field(default=64, ge=1, le=1024, description="How many of the hottest prefixes are computed.")
+    max_tokens: int = Field(default=65_536, ge=1, le=1_048_576, description="Most tokens to compute in all.")
+    salted: bool = Field(
+        default=False,
+        description="Whether prefixes of requests with a cache_salt are kept as well. They are another tenant's each.",
     )
 
 
 class WarmupSpec(ApiModel):
     """What a new replica computes before it takes traffic."""
 
-    prompts: list[str] = Field(
-        default=[], max_length=1024, description="Prompts whose KV blocks are computed first. Not acted on yet."
-    )
-    prompts_from: PromptsFrom | None = Field(
-        default=None, description="ConfigMap with further prompts. Not acted on yet."
-    )
+    prompts: list[str] = Field(default=[], max_length=1024, description="Prompts whose KV blocks are computed first.")
+    prompts_from: PromptsFrom | None = Field(default=None, description="ConfigMap with further prompts.")
     from_traffic: WarmupFromTraffic | None = Field(
-        default=None,
-        description="Compute the prefixes that the other replicas are asked for most. Unset: no. Not acted on yet.",
+        default=None, description="Compute the prefixes that the other replicas are asked for most. Unset: no."
     )
-    timeout: Duration = Field(
-        default=Duration("2m"), description="How long the warmup of one replica may take. Not acted on yet."
-    )
+    timeout: Duration = Field(default=Duration("2m"), description="How long the warmup of one replica may take.")
     required: bool = Field(
         default=False,
-        description="Whether a replica whose warmup fails or times out stays out of traffic. Not acted on yet.",
+        description="Whether a replica whose warmup fails or times out stays out of traffic. It is tried again.",
+    )
+
+
+class AdapterSource(Source):
+    """Where the files of an adapter are."""
+
+    sha256: str | None = Field(
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+        description=(
+            "Digest that the adapter must have: what `sha256sum adapter_config.json adapter_model.safetensors | "
+            "sha256sum` prints. Unset: whatever is found there."
+        ),
     )
 
 
@@ -209,9 +238,12 @@ class AdapterSpec(ApiModel):
         min_length=1,
         max_length=253,
         pattern=r"^[A-Za-z0-9]([A-Za-z0-9._:-]*[A-Za-z0-9])?$",
-        description="Name that requests use in their `model` field. Not acted on yet.",
+        description="Name that requests use in their `model` field.",
     )
-    source: Source = Field(description="Where the adapter's files are, in PEFT layout. Not acted on yet.")
-    pinned: bool = Field(
-        default=False, description="Whether the adapter stays on the device when others need room. Not acted on yet."
+    source: AdapterSource = Field(description="Where the adapter's files are, in PEFT layout.")
+    pinned: bool = Field(default=False, description="Whether the adapter stays on the device when others need room.")
+    refresh_interval: Duration | None = Field(
+        default=None,
+        description="How often the source is looked at for another version, which then takes the name without a "
+        "failed request. Unset: when the annotation kvasir.dev/adapters-version changes.",
     )

@@ -75,16 +75,21 @@ class AdapterStatus(ApiModel):
     """One adapter over all replicas."""
 
     name: str = Field(description="Name of the adapter.")
-    digest: str = Field(default="", description="Digest of the content that is served.")
-    ready_replicas: int = Field(default=0, ge=0, description="Replicas that have it loaded.")
+    digest: str = Field(default="", description="Digest of the content that most replicas serve.")
+    ready_replicas: int = Field(default=0, ge=0, description="Replicas that serve it.")
+    replicas: int = Field(default=0, ge=0, description="Replicas that are to serve it.")
+    cause: str = Field(default="", description="Why it is not served everywhere, in one word; empty: it is.")
     message: str = Field(default="", description="Why it is not loaded everywhere, for people.")
 
 
 class WarmupStatus(ApiModel):
     """The last warmup of a replica."""
 
+    pod: str = Field(default="", description="Name of the replica.")
     tokens: int | None = Field(default=None, ge=0, description="Tokens that were computed.")
+    cached_tokens: int | None = Field(default=None, ge=0, description="Tokens that were there already.")
     last_duration: str | None = Field(default=None, description="How long it took, such as 12.5s.")
+    message: str = Field(default="", description="Why it ended, and what was left out, for people.")
 
 
 class ScalingDecision(ApiModel):

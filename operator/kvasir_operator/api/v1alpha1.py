@@ -7,7 +7,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 
 from kvasir_operator.api.base import ApiModel, DnsLabel, Duration, Quantity
 from kvasir_operator.api.conditions import Condition, ConditionType, Reason
-from kvasir_operator.api.hardware import AcceleratorSpec, ParallelismSpec
+from kvasir_operator.api.hardware import AcceleratorSpec, GroupSpec, ParallelismSpec
 from kvasir_operator.api.kubernetes import (
     Affinity,
     EnvVar,
@@ -126,6 +126,10 @@ class InferenceServiceSpec(ApiModel):
         description="Services with a higher number get accelerators first: replicas above `scaling.minReplicas` of "
         "those with a lower one are drained for them. No PriorityClass.",
     )
+    group: GroupSpec | None = Field(
+        default=None,
+        description="Services that this one starts with, all or none of them. Absent: it starts as soon as it can.",
+    )
     replicas: int = Field(
         default=1,
         ge=0,
@@ -137,13 +141,13 @@ class InferenceServiceSpec(ApiModel):
     )
     warmup: WarmupSpec | None = Field(
         default=None,
-        description="What a new replica computes before it takes traffic. Absent: nothing. Not acted on yet.",
+        description="What a new replica computes before it takes traffic. Absent: nothing.",
     )
     adapters: list[AdapterSpec] = Field(
         default=[],
         max_length=256,
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-        description="LoRA adapters served beside the model. Not acted on yet.",
+        description="LoRA adapters served beside the model.",
     )
     rollout: RolloutSpec = Field(
         default=RolloutSpec(),

@@ -13,6 +13,7 @@ from kvasir_operator.api.hardware import AcceleratorSpec
 from kvasir_operator.api.kubernetes import parse_quantity
 from kvasir_operator.api.status import CapacityStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
+from kvasir_operator.resources.engine import lora_settings
 from kvasir_operator.resources.quantities import container_resources
 from kvasir_operator.settings import Settings
 from kvasir_runtime.contract import engine_memory
@@ -110,6 +111,8 @@ def engine_args(spec: InferenceServiceSpec) -> EngineArgs:
         "kv_cache_memory": engine.kv_cache_memory,
         "gpu_memory_utilization": engine.gpu_memory_utilization,
         "tensor_parallel_size": _tensor_parallel(spec),
+        "enable_lora": bool(spec.adapters) or engine.lora is not None,
+        **lora_settings(engine),
     }
     return EngineArgs.model_validate({name: value for name, value in given.items() if value is not None})
 

@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar
 
+from kvasir_runtime.contract.admin_api import AdapterSet
+
 
 class Why(StrEnum):
     """Why an action is in the plan."""
@@ -40,8 +42,11 @@ class Why(StrEnum):
     PREEMPTED = "Preempted"
     HELD_BACK = "HeldBack"
     MISPLACED = "Misplaced"
+    GROUP_WAITS = "GroupWaits"
     INSPECT = "Inspect"
     INSPECTED = "Inspected"
+    RETRY = "Retry"
+    LOADING = "Loading"
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +191,18 @@ class SetGates:
 
 
 @dataclass(frozen=True, slots=True)
+class TellAdapters:
+    """Tell an engine the whole set of adapters that it is to serve; what has failed is tried again."""
+
+    kind: ClassVar[str] = "TellAdapters"
+    pod: str
+    uid: str
+    ip: str
+    wanted: AdapterSet
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
 class SetReplicas:
     """Write `spec.replicas` through the scale subresource, as automatic scaling decided."""
 
@@ -231,6 +248,7 @@ Action = (
     | SetReplicas
     | Drain
     | Undrain
+    | TellAdapters
     | RevisionAction
 )
 

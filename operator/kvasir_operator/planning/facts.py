@@ -1,10 +1,13 @@
 """What the conditions and the numbers of a status are computed from, counted once."""
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import cached_property
 
-from kvasir_operator.api.v1alpha1 import LastFailure
+from kvasir_operator.api.v1alpha1 import AdapterStatus, LastFailure
+from kvasir_operator.fleet.adapters import statuses
 from kvasir_operator.placement.capacity import Misfit
+from kvasir_operator.planning.adapters import told
 from kvasir_operator.planning.failures import (
     Failure,
     failure_of,
@@ -21,9 +24,10 @@ from kvasir_runtime.contract.admin_api import AdminState
 
 @dataclass(frozen=True)
 class Facts:
-    """Groups of pods and the failure to show, from one snapshot."""
+    """Groups of pods and the failure to show, from one snapshot at `now`."""
 
     snapshot: Snapshot
+    now: datetime
 
     @cached_property
     def wanted(self) -> int | None:
@@ -106,6 +110,13 @@ class Facts:
     def misfit(self) -> Misfit | None:
         """Why the model fits on nothing that is there; a replica that exists has to say so itself."""
         return self.snapshot.outlook.misfit if not self.updated and self.wanted else None
+
+    @cached_property
+    def adapters(self) -> list[AdapterStatus]:
+        """How each adapter of the spec fares: over the replicas of the target revision, where it has some."""
+        replicas = list(told(self.snapshot, self.now))
+        current = {pod.name for pod in self.staying if pod.revision == self.target.name}
+        return statuses(self.snapshot.adapter_wishes, [each for each in replicas if each.pod in current] or replicas)
 
     @cached_property
     def measured(self) -> AdminState | None:

@@ -56,6 +56,7 @@ _LEAVING: Final = {
     Why.PREEMPTED: "a service of a higher priority needs its devices",
     Why.HELD_BACK: "a service of a higher priority is served first",
     Why.MISPLACED: "another product has room for it",
+    Why.GROUP_WAITS: "its group waits for another service",
     Why.ROLLOUT: "a newer revision takes its place",
     Why.ROLLBACK: "an earlier revision takes its place",
     Why.NODE_DRAIN: "its node is being drained",
@@ -65,9 +66,25 @@ _LEAVING: Final = {
 }
 
 
+def _on_adapters(before: InferenceServiceStatus, after: InferenceServiceStatus) -> Iterable[Note]:
+    """Adapters that begin to fail, one Event for all that fail in the same way, and when all are served."""
+    old, new = (find_condition(status.conditions, ConditionType.ADAPTERS_READY) for status in (before, after))
+    if new is None or (old is not None and old.reason == new.reason):
+        return
+    if new.reason is Reason.ADAPTERS_LOADED:
+        yield Note("AdaptersLoaded", new.message)
+    elif new.reason is not Reason.ADAPTERS_LOADING:
+        yield Note(new.reason, new.message, warning=True)
+
+
 def notes_on_status(before: InferenceServiceStatus, after: InferenceServiceStatus) -> list[Note]:
     """What became of the service between two statuses."""
-    return [*_on_ready(before, after), *_on_rollout(before, after), *_on_failure(before, after)]
+    return [
+        *_on_ready(before, after),
+        *_on_rollout(before, after),
+        *_on_adapters(before, after),
+        *_on_failure(before, after),
+    ]
 
 
 _OF_ROLLOUTS: Final = {

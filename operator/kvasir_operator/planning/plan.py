@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
@@ -18,11 +18,13 @@ from kvasir_operator.planning.actions import (
     Plan,
     Why,
 )
+from kvasir_operator.planning.adapters import tell_adapters
 from kvasir_operator.planning.drain import dismiss, drain
-from kvasir_operator.planning.gates import admit
+from kvasir_operator.planning.gates import NOTHING_TO_PREPARE, Preparation, admit
 from kvasir_operator.planning.history import keep_history
 from kvasir_operator.planning.inspecting import look_at_model
-from kvasir_operator.planning.placing import place
+from kvasir_operator.planning.placing import place, waits_for_group
+from kvasir_operator.planning.preparing import prepare
 from kvasir_operator.planning.replicas import Decision, decide, wanted_replicas
 from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import ObjectState, Pod, Snapshot, Stage
@@ -41,7 +43,7 @@ def make_plan(snapshot: Snapshot, now: datetime) -> Plan:
     if snapshot.meta.deletion_timestamp is not None:
         return Plan()
     if snapshot.spec is None or not snapshot.acceptable:
-        return Plan(tuple(_admissions(pod for pod in snapshot.pods if pod.stays)))
+        return Plan(tuple(_admissions((pod for pod in snapshot.pods if pod.stays), {})))
     return _plan_valid(snapshot, snapshot.spec, now)
 
 
@@ -54,6 +56,7 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
     recalled = {pod.uid for pod in decision.recall}
     staying = [pod for pod in snapshot.pods if (pod.stays and pod.uid not in going) or pod.uid in recalled]
     leaving = [pod for pod in snapshot.pods if pod.stage is Stage.DRAINING and pod.uid not in recalled]
+    adapters, preparations = tell_adapters(snapshot, now), prepare(snapshot, now)
     departures = [
         *(dismiss(pod, why) for pod, why in decision.remove),
         *(drain(pod, spec.drain.timeout.seconds, snapshot.timings, now) for pod in leaving),
@@ -62,14 +65,28 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
         *_needs(snapshot),
         *look.actions,
         *noted,
-        *_admissions(pod for pod in staying if not waits_for_goldens(pod, snapshot, spec)),
+        *adapters.actions,
+        *_admissions((pod for pod in staying if not _is_held(pod, snapshot, spec)), preparations),
         *(departure.action for departure in departures if departure.action is not None),
         *(DeletePod(pod.name, pod.uid, Why.REPLACE) for pod in decision.clear),
         *_creations(snapshot, decision),
     ]
     return Plan(
-        tuple(actions), _earliest(decision.due, look.due, noted_due, *(departure.due for departure in departures))
+        tuple(actions),
+        _earliest(
+            decision.due,
+            look.due,
+            noted_due,
+            adapters.due,
+            *(departure.due for departure in departures),
+            *(step.due for each in preparations.values() for step in (each.adapters, each.warm)),
+        ),
     )
+
+
+def _is_held(pod: Pod, snapshot: Snapshot, spec: InferenceServiceSpec) -> bool:
+    """Whether a pod that could serve must not begin to yet."""
+    return waits_for_goldens(pod, snapshot, spec) or waits_for_group(pod, snapshot)
 
 
 def _needs(snapshot: Snapshot) -> Iterable[Action]:
@@ -84,8 +101,9 @@ def _needs(snapshot: Snapshot) -> Iterable[Action]:
         yield ApplyNetworkPolicy(Why.MISSING if missing else Why.OUTDATED)
 
 
-def _admissions(pods: Iterable[Pod]) -> Iterable[Action]:
-    return (action for pod in pods if (action := admit(pod)) is not None)
+def _admissions(pods: Iterable[Pod], preparations: Mapping[str, Preparation]) -> Iterable[Action]:
+    found = (admit(pod, preparations.get(pod.uid, NOTHING_TO_PREPARE)) for pod in pods)
+    return (action for action in found if action is not None)
 
 
 def _creations(snapshot: Snapshot, decision: Decision) -> Iterable[CreatePod]:

@@ -16,7 +16,7 @@ from kvasir_operator.planning.state import (
 )
 from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
-from kvasir_runtime.contract.admin_api import AdminState
+from kvasir_runtime.contract.admin_api import AdapterReports, AdminState
 
 Manifest = Mapping[str, Any]
 
@@ -28,10 +28,11 @@ def read_pod(
     runtime: AdminState | Unknown = NOT_ASKED,
     warnings: tuple[PodWarning, ...] = (),
     silent_since: datetime | None = None,
+    adapters: AdapterReports | Unknown = NOT_ASKED,
 ) -> Pod:
     """Read one pod of a service; `runtime` is what its engine said, `warnings` what its Events say.
 
-    `silent_since` is when its node was last heard of, where that is silent.
+    `silent_since` is when its node was last heard of, where that is silent; `adapters` how the engine's adapters fare.
     """
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
     return Pod(
@@ -55,6 +56,7 @@ def read_pod(
         products=tuple(filter(None, metadata.get("annotations", {}).get(names.PRODUCTS_ANNOTATION, "").split(","))),
         silent_since=silent_since,
         runtime=runtime,
+        adapters=adapters,
     )
 
 

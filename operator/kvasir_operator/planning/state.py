@@ -12,6 +12,7 @@ from typing import Final
 from kvasir_operator.api.field_errors import FieldError
 from kvasir_operator.api.status import InspectionStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus, ObjectMeta, ScalingStatus
+from kvasir_operator.fleet.adapters import AdapterWish
 from kvasir_operator.placement.outlook import Outlook
 from kvasir_operator.placement.queue import Standing
 from kvasir_operator.planning.revisions import Heading, Revision, Target, choose_target
@@ -19,7 +20,7 @@ from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.scaling.evaluate import Evaluation
 from kvasir_operator.scaling.ownership import Claims
-from kvasir_runtime.contract.admin_api import AdminState, Phase
+from kvasir_runtime.contract.admin_api import AdapterReports, AdminState, Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ class Pod:
     products: tuple[str, ...] = ()
     silent_since: datetime | None = None
     runtime: AdminState | Unknown = NOT_ASKED
+    adapters: AdapterReports | Unknown = NOT_ASKED
 
     def condition(self, kind: str) -> PodCondition:
         """That condition; status Unknown where it was never set."""
@@ -171,6 +173,12 @@ class Pod:
         """Whether the engine itself said that it takes requests."""
         runtime = self.runtime
         return isinstance(runtime, AdminState) and runtime.startup.phase is Phase.SERVING and not runtime.draining
+
+    @property
+    def adapter_places(self) -> int:
+        """How many adapters the engine's memory holds; 0 where it serves none, or nothing is known."""
+        runtime = self.runtime
+        return runtime.capacity.max_adapters if isinstance(runtime, AdminState) and runtime.capacity is not None else 0
 
     # | deletion asked | phase            | serving gate      | Ready | stage    |
     # |----------------|------------------|-------------------|-------|----------|
@@ -257,6 +265,8 @@ class Timings:
     """A pod that lived this long did not fail because of how it was made: the count starts anew."""
     surge_patience: float = 30.0
     """A new pod that found no room for so long does not wait for one that leaves: replicas are replaced in place."""
+    adapters_patience: float = 120.0
+    """A new pod takes traffic without the adapters that have not come for so long: others must not wait for them."""
     broken_after: float = 30.0
     """Age at which a pod is believed that its model, or what it needs, is broken: until then it may be on its way."""
 
@@ -270,6 +280,8 @@ class Snapshot:
     `standing` is where the service stands in the queue for devices; None where no pod of its waits for some.
     `claims` say who set `spec.replicas`; `autoscaling` is what automatic scaling makes of it, None before it looked.
     `history` are the revisions that are kept; `cordoned` the nodes that no pod may go to any more.
+    `adapter_wishes` are the adapters of the spec; `routed`: requests pass a router that finds the replica that has
+    theirs.
     `taken_names` are pods that are not the service's own but have names that it might choose.
     """
 
@@ -294,6 +306,8 @@ class Snapshot:
     outlook: Outlook = field(default_factory=Outlook)
     claims: Claims = field(default_factory=Claims)
     autoscaling: Scaling | None = None
+    adapter_wishes: tuple[AdapterWish, ...] = ()
+    routed: bool = False
     timings: Timings = Timings()
 
     @property

@@ -30,7 +30,7 @@ from kvasir_runtime.contract.admin_api import AdminState
 
 def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
     """The status that tells what `snapshot` holds; equal to the present one when nothing changed."""
-    facts = Facts(snapshot)
+    facts = Facts(snapshot, now)
     meta, before = snapshot.meta, snapshot.status
     return before.model_copy(
         update={
@@ -48,6 +48,7 @@ def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
             "revisions": _revisions(facts),
             "canary": _canary(facts),
             "capacity": _capacity(facts),
+            "adapters": facts.adapters if snapshot.acceptable else before.adapters,
             "scaling": snapshot.autoscaling.status if snapshot.autoscaling is not None else before.scaling,
             "inspection": _inspection(facts, now),
             "last_failure": _last_failure(facts.failure, before.last_failure, now),

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from kvasir_operator.api.conditions import ConditionStatus, ConditionType, Reason
+from kvasir_operator.api.status import AdapterStatus
 from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
 from kvasir_operator.planning.failures import TABLE, Failure
@@ -138,10 +139,12 @@ def accelerator_available(facts: Facts) -> Verdict | None:
         return None
     failed = _failed_by(facts, ConditionType.ACCELERATOR_AVAILABLE)
     standing = facts.snapshot.standing
+    outlook = facts.snapshot.outlook
+    told = "; ".join(filter(None, (outlook.turn.message, standing.message if standing is not None else "")))
     if failed is not None and standing is not None and failed.reason is not Reason.ACCELERATOR_ERROR:
-        return replace(failed, message=f"{standing.message}. {failed.message}")
-    if failed is None and standing is not None and facts.snapshot.outlook.kept_for:
-        return Verdict("False", Reason.WAITING_FOR_GPU, standing.message)
+        return replace(failed, message=f"{told}. {failed.message}")
+    if failed is None and standing is not None and (outlook.kept_for or outlook.turn.message):
+        return Verdict("False", Reason.WAITING_FOR_GPU, told)
     if failed is None and facts.staying and all(pod.node for pod in facts.staying):
         return Verdict("True", Reason.ALLOCATED, f"{len(facts.staying)} replicas have their {resource}")
     return failed
@@ -207,7 +210,9 @@ def _coming(facts: Facts, wanted: int) -> Verdict | None:
             return Verdict("True", Reason.CANARY, text)
         return Verdict("True", Reason.ROLLING_OUT, _counts(facts))
     if len(facts.staying) < wanted:
-        return Verdict("True", Reason.CREATING_REPLICAS, f"{len(facts.staying)} of {wanted} replicas exist")
+        turn = facts.snapshot.outlook.turn
+        text = f"{len(facts.staying)} of {wanted} replicas exist"
+        return Verdict("True", Reason.CREATING_REPLICAS, f"{text}; {turn.message}" if turn.message else text)
     if facts.waiting:
         return Verdict("True", _step(facts.waiting[0]), _steps_text(facts))
     return None
@@ -221,16 +226,35 @@ def _going(facts: Facts, wanted: int) -> Verdict | None:
     return None
 
 
-# | adapters asked for | AdaptersReady | reason          |
-# |--------------------|---------------|-----------------|
-# | no                 | left out      |                 |
-# | yes                | False         | AdaptersLoading |
+# | adapters asked for | replicas serve | one failed | one is missing | AdaptersReady | reason          |
+# |--------------------|----------------|------------|----------------|---------------|-----------------|
+# | no                 | any            | any        | any            | left out      |                 |
+# | yes                | none           | any        | any            | False         | AdaptersLoading |
+# | yes                | some           | yes        | any            | False         | its cause       |
+# | yes                | some           | no         | yes            | False         | AdaptersLoading |
+# | yes                | some           | no         | no             | True          | AdaptersLoaded  |
 def adapters_ready(facts: Facts) -> Verdict | None:
-    """AdaptersReady: every adapter can be asked for. The operator does not load them yet, and says so."""
-    spec = facts.snapshot.spec
+    """AdaptersReady: every adapter can be asked for. One that fails takes nothing else down."""
+    spec, found = facts.snapshot.spec, facts.adapters
     if spec is None or not spec.adapters:
         return None
-    return Verdict("False", Reason.ADAPTERS_LOADING, "spec.adapters is not acted on by this version of the operator")
+    failed = [each for each in found if each.cause]
+    missing = [each for each in found if each.ready_replicas < each.replicas or not each.replicas]
+    if failed and facts.serving:
+        told = "; ".join(f"{each.name}: {each.message}" for each in failed[:SHOWN_ADAPTERS])
+        more = f"; and {len(failed) - SHOWN_ADAPTERS} more" if len(failed) > SHOWN_ADAPTERS else ""
+        return Verdict("False", _cause_of(failed[0]), f"{len(failed)} of {len(found)} failed: {told}{more}")
+    if missing or not facts.serving:
+        return Verdict("False", Reason.ADAPTERS_LOADING, f"{len(missing)} of {len(found)} are not loaded everywhere")
+    return Verdict("True", Reason.ADAPTERS_LOADED, f"{len(found)} adapters are served")
+
+
+SHOWN_ADAPTERS: Final = 3
+"""Failed adapters that the condition tells of; all of them are in `status.adapters`."""
+
+
+def _cause_of(adapter: AdapterStatus) -> Reason:
+    return Reason(adapter.cause) if adapter.cause in set(Reason) else Reason.ADAPTER_INVALID
 
 
 # | scaling asked for | replicas | others set them | load                    | ScalingActive | reason         |

@@ -3,9 +3,11 @@
 import re
 from typing import Any, Final
 
+from kvasir_operator.api.model import LoraSettings
 from kvasir_operator.api.reserved import RESERVED_SETTINGS
 from kvasir_operator.api.v1alpha1 import AcceleratorSpec, EngineSpec, ModelSpec, ParallelismSpec
 from kvasir_operator.resources import names
+from kvasir_operator.resources.adapter_files import engine_settings
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_runtime.contract.engine_args import EngineArgs
 
@@ -31,6 +33,7 @@ def serve_arguments(template: RevisionTemplate, model_folder: str) -> list[str]:
         **_model(template.model),
         **_engine(template.engine),
         **_devices(template.accelerator, template.parallelism),
+        **_adapters(template),
         "port": names.USER_PORT,
         "admin_port": names.ADMIN_PORT,
         "admin_token_file": f"{names.ADMIN_TOKEN_FOLDER}/{names.ADMIN_TOKEN_KEY}",
@@ -64,6 +67,24 @@ def _engine(engine: EngineSpec) -> dict[str, Any]:
         enable_prefix_caching=None if caching.enabled else False,
         prefix_eviction_policy=None if caching.eviction_policy == "lru" else caching.eviction_policy,
     )
+
+
+def _adapters(template: RevisionTemplate) -> dict[str, Any]:
+    """Nothing without adapters: memory is kept for them."""
+    if not template.has_lora:
+        return {}
+    access = template.adapters
+    return {
+        "enable_lora": True,
+        **lora_settings(template.engine),
+        **(engine_settings(access) if access is not None else {}),
+    }
+
+
+def lora_settings(engine: EngineSpec) -> dict[str, Any]:
+    """How many adapters, and how large, as far as the spec says."""
+    lora = engine.lora or LoraSettings()
+    return _set(max_loras=lora.max_loras, max_cpu_loras=lora.max_cpu_loras, max_lora_rank=lora.max_rank)
 
 
 def _devices(accelerator: AcceleratorSpec | None, parallelism: ParallelismSpec) -> dict[str, Any]:

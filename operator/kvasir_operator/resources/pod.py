@@ -7,6 +7,7 @@ from typing import Any, Final
 from kvasir_operator.api.kubernetes import parse_quantity
 from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.resources import names, placement
+from kvasir_operator.resources.adapter_files import adapter_volumes
 from kvasir_operator.resources.engine import serve_arguments
 from kvasir_operator.resources.owner import owned_metadata
 from kvasir_operator.resources.quantities import without_devices
@@ -117,7 +118,7 @@ def _runtime(template: RevisionTemplate, files: ModelFiles, settings: Settings) 
         "livenessProbe": _probe("/livez", 10, failures=3) | {"terminationGracePeriodSeconds": HUNG_SECONDS},
         "readinessProbe": _probe("/readyz", 2, failures=2),
         "resources": template.resources.to_manifest(),
-        "volumeMounts": [*_runtime_mounts(template), *files.mounts],
+        "volumeMounts": [*_runtime_mounts(template), *files.mounts, *_adapter_files(template, files)[1]],
     }
 
 
@@ -189,7 +190,14 @@ def _volumes(service: str, template: RevisionTemplate, files: ModelFiles, settin
     ]
     if template.api_keys_secret is not None:
         volumes.append(secret_volume(names.API_KEYS_VOLUME, template.api_keys_secret, names.API_KEYS_KEY))
-    return [*volumes, *files.volumes]
+    return [*volumes, *files.volumes, *_adapter_files(template, files)[0]]
+
+
+def _adapter_files(template: RevisionTemplate, files: ModelFiles) -> tuple[list[Manifest], list[Manifest]]:
+    """Volumes and mounts of the adapters; a folder that holds the model too is mounted once."""
+    if template.adapters is None:
+        return [], []
+    return adapter_volumes(template.adapters, [mount["mountPath"] for mount in files.mounts])
 
 
 def _runtime_mounts(template: RevisionTemplate) -> list[Manifest]:

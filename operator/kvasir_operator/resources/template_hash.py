@@ -22,6 +22,7 @@ from kvasir_operator.api.v1alpha1 import (
     ParallelismSpec,
 )
 from kvasir_operator.resources import names
+from kvasir_operator.resources.adapter_files import AdapterAccess
 from kvasir_operator.resources.quantities import container_resources
 from kvasir_operator.settings import Settings
 
@@ -47,6 +48,7 @@ class RevisionTemplate(ApiModel):
     drain: DrainSpec = Field(default=DrainSpec())
     api_keys_secret: str | None = None
     restarted_at: str | None = None
+    adapters: AdapterAccess | None = None
 
     @classmethod
     def of(cls, service: InferenceService, settings: Settings) -> Self:
@@ -67,8 +69,14 @@ class RevisionTemplate(ApiModel):
             service_account_name=spec.service_account_name,
             drain=spec.drain,
             api_keys_secret=spec.router.api_keys_secret,
+            adapters=AdapterAccess.of(spec.adapters, settings),
             restarted_at=service.metadata.annotations.get(names.RESTART_ANNOTATION),
         )
+
+    @property
+    def has_lora(self) -> bool:
+        """Whether the engine serves adapters."""
+        return self.adapters is not None or self.engine.lora is not None
 
     def digest(self) -> str:
         """Ten hexadecimal digits, the same for the same decisions in every process and version."""

@@ -9,6 +9,7 @@ import pytest
 from kvasir_operator import metrics
 from kvasir_operator.api import defaults
 from kvasir_operator.api.crd import ROOT
+from kvasir_operator.fleet import adapters
 from kvasir_operator.placement import assessment
 from kvasir_operator.planning import (
     drain,
@@ -95,6 +96,7 @@ RENDERED = {
     "trial": table_above(trial, "judge"),
     "room": table_in(room.__doc__ or ""),
     "gates": table_in(gates.__doc__ or ""),
+    "adapters": table_in(adapters.__doc__ or ""),
     "drain": table_in(drain.__doc__ or ""),
     "inspecting": table_in(inspecting.__doc__ or ""),
     "assessment": table_in(assessment.__doc__ or ""),

@@ -18,7 +18,18 @@ from kvasir_operator.errors import ApiError, PodError
 from kvasir_operator.planning.goldens import Scored
 from kvasir_operator.planning.state import Unknown
 from kvasir_operator.resources import names
-from kvasir_runtime.contract.admin_api import AdminState, AnswerState, CapacityState, KVState, Phase, StartupState
+from kvasir_runtime.contract.admin_api import (
+    AdapterReport,
+    AdapterReports,
+    AdapterSet,
+    AdminState,
+    AnswerState,
+    CapacityState,
+    KVState,
+    Phase,
+    StartupState,
+    WantedAdapter,
+)
 
 Manifest = dict[str, Any]
 Address = tuple[Kind, str, str]
@@ -50,6 +61,12 @@ class Engine:
     draining: bool = False
     inflight: int = 0
     answers: AnswerState | None = None
+    told: AdapterSet = field(default_factory=lambda: AdapterSet(adapters=[]))
+    puts: int = 0
+    failures: dict[str, int] = field(default_factory=dict)
+    failed_at: dict[str, datetime] = field(default_factory=dict)
+    serves: dict[str, str] = field(default_factory=dict)
+    """Digests by adapter."""
 
 
 @dataclass
@@ -324,6 +341,10 @@ class FakeScraper:
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
         self.deaf: set[str] = set()
+        self.sources: dict[str, str] = {}
+        """What lies where: digests by address. What is not there cannot be loaded."""
+        self.slow: set[str] = set()
+        """Addresses that never answer."""
         self.scores: dict[str, float] = {}
         """Log-probability that a revision gives every token of golden prompts."""
 
@@ -343,7 +364,54 @@ class FakeScraper:
             answers=engine.answers,
             kv=KVState(block_size=16, blocks_total=100, blocks_active=engine.inflight, blocks_cached=0),
             startup=StartupState(phase=engine.phase),
-            capacity=CapacityState(kv_tokens=1600) if engine.phase is Phase.SERVING else None,
+            capacity=self._capacity(ip) if engine.phase is Phase.SERVING else None,
+        )
+
+    def _capacity(self, ip: str) -> CapacityState:
+        pod = next(each for each in self.cluster.pods() if each["metadata"]["uid"] == ip)
+        lora = "--enable-lora" in pod["spec"].get("containers", [{}])[0].get("args", [])
+        return CapacityState(kv_tokens=1600, max_adapters=4 if lora else 0)
+
+    async def tell_adapters(self, ip: str, token: str, wanted: AdapterSet) -> None:
+        """Adapters load at once, or fail."""
+        engine = self._engine(ip)
+        before = {each.name: each for each in engine.told.adapters}
+        engine.told, engine.puts = wanted, engine.puts + 1
+        engine.serves = {each.name: engine.serves.get(each.name, "") for each in wanted.adapters}
+        for each in wanted.adapters:
+            same = before.get(each.name) == each and engine.serves[each.name] and each.name not in engine.failures
+            if not same and each.uri not in self.slow:
+                self._load(engine, each)
+
+    def _load(self, engine: Engine, wanted: WantedAdapter) -> None:
+        if wanted.uri in self.sources:
+            engine.serves[wanted.name] = self.sources[wanted.uri]
+            engine.failures.pop(wanted.name, None)
+        else:
+            engine.failures[wanted.name] = engine.failures.get(wanted.name, 0) + 1
+            engine.failed_at[wanted.name] = self.cluster.clock()
+
+    async def adapters(self, ip: str, token: str) -> AdapterReports | Unknown:
+        try:
+            engine = self._engine(ip)
+        except PodError as error:
+            return Unknown(str(error))
+        reports = [self._report(engine, each) for each in engine.told.adapters]
+        return AdapterReports(boot_id=engine.boot_id, tag=engine.told.tag, adapters=reports)
+
+    def _report(self, engine: Engine, wanted: WantedAdapter) -> AdapterReport:
+        failures = engine.failures.get(wanted.name, 0)
+        digest = engine.serves[wanted.name]
+        since = self.cluster.clock() - engine.failed_at.get(wanted.name, self.cluster.clock())
+        return AdapterReport(
+            name=wanted.name,
+            uri=wanted.uri,
+            state="failed" if failures else "loaded" if digest else "loading",
+            digest=digest,
+            cause="SourceUnreachable" if failures else "",
+            message="nobody answers" if failures else "",
+            failures=failures,
+            failed_for_s=since.total_seconds(),
         )
 
     async def drain(self, ip: str, token: str, timeout_s: float) -> None:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from kvasir_operator.api.v1alpha1 import InferenceService, InferenceServiceStatus
+from kvasir_operator.fleet.adapters import wishes_of
 from kvasir_operator.planning.revisions import Revision
 from kvasir_operator.planning.state import (
     Container,
@@ -20,7 +21,7 @@ from kvasir_operator.planning.state import (
 from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.settings import Settings
-from kvasir_runtime.contract.admin_api import AdminState, CapacityState, KVState, Phase, StartupState
+from kvasir_runtime.contract.admin_api import AdapterState, AdminState, CapacityState, KVState, Phase, StartupState
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SILENT = Unknown("no answer")
@@ -45,6 +46,8 @@ def engine(
     active: int = 0,
     progress: float = 1.0,
     kv_tokens: int = 1600,
+    max_adapters: int = 0,
+    adapters: Iterable[AdapterState] = (),
 ) -> AdminState:
     """What an engine says of itself."""
     return AdminState(
@@ -59,7 +62,10 @@ def engine(
         startup=StartupState(phase=phase, progress=progress),
         capacity=None
         if phase is Phase.LOADING
-        else CapacityState(weights_bytes=2**20, kv_bytes_per_token=512, kv_tokens=kv_tokens),
+        else CapacityState(
+            weights_bytes=2**20, kv_bytes_per_token=512, kv_tokens=kv_tokens, max_adapters=max_adapters
+        ),
+        adapters=list(adapters),
     )
 
 
@@ -132,6 +138,7 @@ def snapshot(pods: Iterable[Pod] = (), *, status: dict[str, Any] | None = None, 
         "service": ObjectState.CURRENT,
         "secret": ObjectState.CURRENT,
         "budget": ObjectState.CURRENT,
+        "adapter_wishes": wishes_of(typed.spec.adapters, Settings()),
     }
     return Snapshot(**(made | fields))
 

@@ -97,7 +97,7 @@ def test_silence_changes_nothing() -> None:
     silent = snapshot([pod("a", runtime=SILENT), pod("b", runtime=SILENT)], replicas=2, scaling=SCALING)
     found = looked(silent)
     assert found.action is None
-    verdict = scaling_active(Facts(found.snapshot))
+    verdict = scaling_active(Facts(found.snapshot, NOW))
     assert verdict is not None
     assert (verdict.status, verdict.reason) == ("Unknown", Reason.METRICS_UNKNOWN)
 
@@ -112,7 +112,7 @@ def test_another_owner_decides_alone() -> None:
     """Whatever the load."""
     found = looked(serving(2, 90, claims=Claims(scale="kube-controller-manager", recorded=True)))
     assert found.action is None
-    verdict = scaling_active(Facts(found.snapshot))
+    verdict = scaling_active(Facts(found.snapshot, NOW))
     assert verdict is not None
     assert (verdict.status, verdict.reason) == ("False", Reason.OWNED_BY_OTHER)
     assert "kube-controller-manager" in verdict.message

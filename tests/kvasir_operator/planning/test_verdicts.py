@@ -31,7 +31,7 @@ NO_MODEL, NO_MEMORY = crashed(Cause.MODEL_NOT_FOUND), crashed(Cause.OUT_OF_MEMOR
 
 
 def judged(judge, pods, **fields):
-    verdict = judge(Facts(snapshot(pods, **fields)))
+    verdict = judge(Facts(snapshot(pods, **fields), NOW))
     return None if verdict is None else (verdict.status, verdict.reason)
 
 
@@ -176,7 +176,7 @@ def test_the_smaller_ones(judge, fields, expected):
 
 def test_degraded_names_pod_cause_and_remedy():
     """What a person reads first."""
-    verdict = verdicts.degraded(Facts(snapshot([SERVING, NO_MODEL])))
+    verdict = verdicts.degraded(Facts(snapshot([SERVING, NO_MODEL]), NOW))
     assert (verdict.status, verdict.reason) == ("True", Reason.MODEL_NOT_FOUND)
     assert verdict.message == "x: it failed. mend it"
 

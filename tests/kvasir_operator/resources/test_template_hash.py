@@ -53,7 +53,6 @@ def test_what_a_running_pod_cannot_change_makes_a_revision(make_service: MakeSer
         {"replicas": 5},
         {"scaling": {"maxReplicas": 5}},
         {"rollout": {"maxSurge": 3}},
-        {"adapters": [{"name": "a", "source": {"uri": "s3://b/a"}}]},
         {"priority": 5},
         {"router": {"replicas": 2}},
         # What is said explicitly, but is the default anyway.
@@ -67,6 +66,18 @@ def test_what_a_running_pod_cannot_change_makes_a_revision(make_service: MakeSer
 )
 def test_what_it_can_change_or_has_already_makes_none(make_service: MakeService, spec: dict[str, Any]) -> None:
     assert digest(make_service, **spec) == digest(make_service)
+
+
+def test_adapters_make_one_for_where_they_come_from_alone(make_service: MakeService) -> None:
+    """The first one of a kind of source changes what a pod must have; the next ones do not."""
+
+    def of(*uris: str) -> str:
+        found = [{"name": f"a{index}", "source": {"uri": uri}} for index, uri in enumerate(uris)]
+        return digest(make_service, adapters=found)
+
+    assert of("s3://b/a") == of("s3://b/x", "s3://c/y") != digest(make_service)
+    assert of("pvc://c/a") == of("pvc://c/b")
+    assert len({of("s3://b/a"), of("hf://o/a"), of("pvc://c/a"), of("pvc://d/a"), of("pvc://c/a", "s3://b/a")}) == 5
 
 
 def test_the_operators_defaults_count_where_the_spec_is_silent(make_service: MakeService) -> None:
