@@ -3,13 +3,14 @@
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from e2e.support import operator, services
 from e2e.support.environment import Environment, ensure_cluster, ensure_images
 from e2e.support.kubectl import Kubectl, KubectlError
-from e2e.support.waiting import wait_for
+from e2e.support.reading import reading
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,13 +32,14 @@ FAILED = pytest.StashKey[bool]()
 
 
 @pytest.fixture(scope="session")
-def environment() -> Environment:
+def environment() -> Iterator[Environment]:
     """The cluster, with images of this checkout on its node."""
-    environment = ensure_cluster()
+    made = ensure_cluster()
     ensure_images()
-    operator.install(environment.kubectl)
-    operator.restart(environment.kubectl)
-    return environment
+    operator.install(made.kubectl)
+    operator.restart(made.kubectl)
+    with reading(made.kubectl) as kubectl:
+        yield Environment(kubectl, made.own)
 
 
 @pytest.fixture(scope="session")
@@ -51,15 +53,37 @@ def model_uri(environment: Environment) -> str:
 @pytest.fixture
 def kubectl(environment: Environment, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
     """Kubectl in a namespace of this test's own."""
-    slug = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower().removeprefix("test_"))[:40].strip("-")
-    namespace = f"{slug}-{uuid.uuid4().hex[:5]}"
-    environment.kubectl.run("create", "namespace", namespace)
-    scoped = environment.kubectl.within(namespace)
-    yield scoped
+    with namespace(environment.kubectl, request.node.name) as scoped:
+        yield scoped
+        if request.node.stash.get(FAILED, True):
+            print(diagnostics(scoped))
+
+
+@pytest.fixture(scope="module")
+def space_of_module(environment: Environment, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
+    """Kubectl in a namespace that the tests of a module share."""
+    with namespace(environment.kubectl, request.node.path.stem) as scoped:
+        yield scoped
+
+
+@pytest.fixture
+def shared(space_of_module: Kubectl, request: pytest.FixtureRequest) -> Iterator[Kubectl]:
+    """The namespace of the module, for tests that leave it so that others can go on with what is in it."""
+    yield space_of_module
     if request.node.stash.get(FAILED, True):
-        print(diagnostics(scoped))
-    environment.kubectl.run("delete", "namespace", namespace, "--wait=false")
-    wait_for("the test's pods to end", lambda: not scoped.list("pods"), timeout=90)
+        print(diagnostics(space_of_module))
+
+
+@contextmanager
+def namespace(kubectl: Kubectl, test: str) -> Iterator[Kubectl]:
+    """A namespace named after a test; it goes while the next test begins, and its pods with it."""
+    slug = re.sub(r"[^a-z0-9]+", "-", test.lower().removeprefix("test_"))[:40].strip("-")
+    name = f"{slug}-{uuid.uuid4().hex[:5]}"
+    kubectl.run("create", "namespace", name)
+    try:
+        yield kubectl.within(name)
+    finally:
+        kubectl.run("delete", "namespace", name, "--wait=false")
 
 
 def diagnostics(kubectl: Kubectl) -> str:

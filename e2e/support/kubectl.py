@@ -4,11 +4,19 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 Object = dict[str, Any]
+
+
+class Reads(Protocol):
+    """Answers what `kubectl get` would."""
+
+    def get(self, kind: str, namespace: str | None, name: str) -> Object | None: ...
+
+    def list(self, kind: str, namespace: str | None, selector: str = "") -> list[Object]: ...
 
 
 class KubectlError(RuntimeError):
@@ -17,14 +25,18 @@ class KubectlError(RuntimeError):
 
 @dataclass(frozen=True)
 class Kubectl:
-    """kubectl against one cluster, in one namespace if `namespace` is given."""
+    """kubectl against one cluster, in one namespace if `namespace` is given; `reader` reads in its place."""
 
     kubeconfig: Path
     context: str | None = None
     namespace: str | None = None
+    reader: Reads | None = None
 
     def within(self, namespace: str) -> "Kubectl":
-        return Kubectl(self.kubeconfig, self.context, namespace)
+        return replace(self, namespace=namespace)
+
+    def reading_by(self, reader: Reads) -> "Kubectl":
+        return replace(self, reader=reader)
 
     def command(self, *args: str) -> list[str]:
         scope = [f"--context={self.context}"] if self.context else []
@@ -45,10 +57,14 @@ class Kubectl:
 
     def get(self, kind: str, name: str) -> Object | None:
         """The object, or None where there is none."""
+        if self.reader:
+            return self.reader.get(kind, self.namespace, name)
         found = self.run("get", kind, name, "--ignore-not-found", "-o", "json")
         return dict(json.loads(found)) if found.strip() else None
 
     def list(self, kind: str, selector: str = "") -> list[Object]:
+        if self.reader:
+            return self.reader.list(kind, self.namespace, selector)
         args = ["get", kind, "-o", "json"] + (["-l", selector] if selector else [])
         return list(json.loads(self.run(*args))["items"])
 
