@@ -129,11 +129,16 @@ def is_package(line: str) -> bool:
 
 
 def build_environment(go_cache: Path) -> dict[str, str]:
-    """The version that the servers will report, and a Go that uses the vendored sources alone."""
+    """The version that the servers will report, and a Go that uses the vendored sources alone.
+
+    Without the old in-tree clouds 2.0 of 3.0 million lines are left. kubelet is linked like the others, without C:
+    else the 970 packages that it shares with them would be compiled twice.
+    """
     return {
         "GO111MODULE": "off",
         "GOCACHE": str(go_cache),
-        "GOFLAGS": "-v",  # names each package as it is compiled
+        "GOFLAGS": "-v -tags=providerless",  # -v names each package as it is compiled
+        "KUBE_STATIC_OVERRIDES": "kubelet",
         "KUBE_GIT_VERSION": str(VERSION),
         "KUBE_GIT_MAJOR": str(VERSION.major),
         "KUBE_GIT_MINOR": str(VERSION.minor),
