@@ -53,8 +53,17 @@ def widen(codes, like):
 
 @triton.jit
 def tanh(x):
-    """Within 1e-6 of tanh, for any x: the exponential may overflow to infinity."""
-    return 1.0 - 2.0 / (1.0 + tl.exp(2.0 * x))
+    """Within 1e-6 of tanh, for any x."""
+    shrunk = tl.exp(-2.0 * tl.abs(x))
+    magnitude = (1.0 - shrunk) / (1.0 + shrunk)
+    return tl.where(x < 0, -magnitude, magnitude)
+
+
+@triton.jit
+def sigmoid(x):
+    """For any x: the exponential is never of a positive number."""
+    shrunk = tl.exp(-tl.abs(x))
+    return tl.where(x < 0, shrunk, 1.0) / (1.0 + shrunk)
 
 
 @triton.jit
