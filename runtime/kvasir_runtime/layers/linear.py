@@ -24,16 +24,17 @@ class LoadContext:
     """What adds adapters to the linear layers; None where there are none."""
     taken: list[int] = field(default_factory=list)
     """Bytes of each weight that was loaded."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def load(self, name: str, *shape: int) -> Tensor:
         """A tensor in the engine's dtype, in memory of its own."""
-        tensor = self.checkpoint.tensor(name, shape).to(self.dtype, copy=True)
+        tensor = self.checkpoint.tensor(name, shape).to(self.device, self.dtype, copy=True)
         self.taken.append(tensor.nbytes)
         return tensor
 
     def norm(self, name: str, size: int) -> Tensor:
         """A norm's weight as the checkpoint in the engine's dtype has it, kept in float32."""
-        tensor = self.checkpoint.tensor(name, (size,)).to(self.dtype, copy=True).float()
+        tensor = self.checkpoint.tensor(name, (size,)).to(self.device, self.dtype, copy=True).float()
         self.taken.append(tensor.nbytes)
         return tensor
 
@@ -55,8 +56,8 @@ class LoadContext:
         """One linear layer from the tensors `<name>.weight` (and `.bias`), stacked along the output."""
         tensor = self.checkpoint.tensor
         pairs = list(zip(names, out_features, strict=True))
-        weights = [tensor(f"{name}.weight", (size, in_features)).to(self.dtype) for name, size in pairs]
-        biases = [tensor(f"{name}.bias", (size,)) for name, size in pairs] if bias else []
+        weights = [tensor(f"{name}.weight", (size, in_features)).to(self.device, self.dtype) for name, size in pairs]
+        biases = [tensor(f"{name}.bias", (size,)).to(self.device) for name, size in pairs] if bias else []
         packed = self.pack(
             torch.cat(weights),  # copies, even a single one: the file stays mapped no longer than loading takes
             torch.cat(biases).to(self.dtype) if biases else None,

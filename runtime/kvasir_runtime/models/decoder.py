@@ -59,7 +59,7 @@ class DecoderModel:
         vocab, hidden = config.vocab_size, config.hidden_size
         self.embedding_VD = load.load("model.embed_tokens.weight", vocab, hidden)
         tables = {
-            rope: cos_sin_table(rope, config.head_dim, max_model_len)
+            rope: cos_sin_table(rope, config.head_dim, max_model_len).to(load.device)
             for rope in {config.rope, config.local_rope or config.rope}
         }
         self.layers = [

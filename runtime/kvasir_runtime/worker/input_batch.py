@@ -1,6 +1,6 @@
 """The runner's tables, one row a seat, and the flat tensors of a step made from them without a loop over tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,35 @@ class StepInputs:
     last_rows_R: Tensor
     sample_seats_R: Ints
     sample_positions_R: Ints
+
+    def to(self, device: torch.device) -> "StepInputs":
+        """The same with its tensors on a device, copied there without waiting; itself where they are there."""
+        if device.type == "cpu":
+            return self
+        return replace(
+            self,
+            input_ids_T=_send(self.input_ids_T, device),
+            attention=_send_metadata(self.attention, device),
+            last_rows_R=_send(self.last_rows_R, device),
+        )
+
+
+def _send_metadata(step: AttentionMetadata, device: torch.device) -> AttentionMetadata:
+    def sequences(them: Sequences) -> Sequences:
+        return Sequences(_send(them.tables_NM, device), _send(them.lengths_N, device))
+
+    return AttentionMetadata(
+        slots_T=_send(step.slots_T, device),
+        positions_T=_send(step.positions_T, device),
+        decodes=sequences(step.decodes),
+        prefills=sequences(step.prefills),
+        starts_P=_send(step.starts_P, device),
+    )
+
+
+def _send(tensor: Tensor, device: torch.device) -> Tensor:
+    """From pinned memory, so that the host need not wait for the copy."""
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class InputBatch:

@@ -41,7 +41,8 @@ from kvasir_runtime.quantization.int8 import Int8Method
 from kvasir_runtime.quantization.onednn import OneDnnMethod
 from kvasir_runtime.quantization.plain import PlainMethod
 from kvasir_runtime.sampling_params import SamplingParams
-from kvasir_runtime.worker.host import cpu_count, keep_freed_memory, memory_limit
+from kvasir_runtime.worker.device import Device, find_device
+from kvasir_runtime.worker.host import cpu_count, keep_freed_memory
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.model_runner import ModelRunner
 
@@ -62,6 +63,7 @@ class Resolved:
     kv_dtype: str
     quantization: str
     max_model_len: int
+    device: Device
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def resolve(config: EngineConfig) -> Resolved:
         shape = ModelShape.from_hf_config(hf.values)
     except ValueError as error:
         raise KvasirError(Cause.MODEL_INVALID, f"{config.model}: {error}") from error
-    dtype = resolve_dtype(config.dtype, shape.dtype, "cpu")
+    device = find_device(config.device)
+    dtype = resolve_dtype(config.dtype, shape.dtype, device.memory)
     if dtype not in DTYPES:
         raise KvasirError(
             Cause.MODEL_UNSUPPORTED, f"dtype {dtype!r} is not supported", f"supported: {', '.join(DTYPES)}"
@@ -130,12 +133,13 @@ def resolve(config: EngineConfig) -> Resolved:
         kv_dtype=dtype,
         quantization="none" if config.quantization == "auto" else config.quantization,
         max_model_len=_max_model_len(config, decoder),
+        device=device,
     )
 
 
 def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
     """What the memory plan is asked for on this machine."""
-    host, adapters = memory_limit(), config.adapters or AdapterConfig()
+    host, adapters = resolved.device.memory_limit(), config.adapters or AdapterConfig()
     return MemoryQuestion(
         shape=resolved.shape,
         dtype=resolved.dtype,
@@ -150,10 +154,12 @@ def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
         utilization=config.cache.utilization,
         kv_cache_memory=config.cache.memory,
         tensor_parallel=config.tensor_parallel_size,
+        device=resolved.device.memory,
         num_adapters=resident_adapters(
             enabled=config.adapters is not None,
             max_loras=adapters.max_loras,
             max_cpu_loras=adapters.max_cpu_loras,
+            device=resolved.device.memory,
         ),
         max_lora_rank=adapters.max_rank,
     )
@@ -161,7 +167,6 @@ def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
 
 def _refuse_unsupported(config: EngineConfig, hf: HFConfig) -> None:
     choices: tuple[tuple[str, Any, tuple[Any, ...]], ...] = (
-        ("device", config.device, ("auto", "cpu")),
         ("tensor_parallel_size", config.tensor_parallel_size, (1,)),
         ("quantization", config.quantization, ("auto", "none", "int8")),
     )
@@ -212,7 +217,14 @@ def _load_model(
     config: EngineConfig, resolved: Resolved, lora: LoraRuntime | None, report: Callable[[float, str], None]
 ) -> tuple[DecoderModel, str]:
     checkpoint = Checkpoint(config.model, lambda done: report(done, ""))
-    load = LoadContext(checkpoint, DTYPES[resolved.dtype], choose_method(resolved), choose_ops(), lora)
+    load = LoadContext(
+        checkpoint,
+        DTYPES[resolved.dtype],
+        choose_method(resolved),
+        choose_ops(resolved.device),
+        lora,
+        device=resolved.device.torch,
+    )
     backend = choose_backend(resolved)
     model = resolved.family.model(resolved.decoder, load, backend, resolved.max_model_len)
     digest = checkpoint.digest()
@@ -222,6 +234,8 @@ def _load_model(
 
 def choose_method(resolved: Resolved) -> LinearMethod:
     """The weight format's kernel for this device."""
+    if resolved.device.triton:
+        return _gpu_method(resolved)
     if resolved.quantization == "int8":
         library = load_library()
         if library is None:
@@ -240,16 +254,34 @@ def choose_method(resolved: Resolved) -> LinearMethod:
     return PlainMethod()
 
 
+def _gpu_method(resolved: Resolved) -> LinearMethod:
+    if resolved.quantization != "none":
+        raise KvasirError(
+            Cause.INVALID_ARGUMENTS,
+            f"quantization must be none on a GPU in this version, got {resolved.quantization}",
+            "set quantization to none, or device to cpu",
+        )
+    return PlainMethod()
+
+
 def choose_backend(resolved: Resolved) -> AttentionBackend:
     """The attention kernels for this device."""
+    if resolved.device.triton:
+        from kvasir_runtime.attention.triton_backend import TritonBackend  # noqa: PLC0415 - imports Triton
+
+        return TritonBackend()
     library = load_library()
     if library is not None and supports(library, resolved.decoder, DTYPES[resolved.dtype]):
         return CpuBackend(library)
     return ReferenceBackend()
 
 
-def choose_ops() -> Ops:
+def choose_ops(device: Device) -> Ops:
     """The small operations for this device."""
+    if device.triton:
+        from kvasir_runtime.kernels.gpu.ops import TritonOps  # noqa: PLC0415 - imports Triton
+
+        return TritonOps()
     library = load_library()
     return TorchOps() if library is None else CpuOps(library)
 
@@ -265,6 +297,7 @@ def _make_runner(
         block_size=config.cache.block_size,
         head_dim=decoder.head_dim,
         dtype=DTYPES[resolved.kv_dtype],
+        device=resolved.device.torch,
     )
     return ModelRunner(
         model,

@@ -68,7 +68,7 @@ class ModelRunner:
         self.batch.apply(output)
         for seating in output.seatings:
             self._seat(seating)
-        inputs = self.batch.prepare(output)
+        inputs = self.batch.prepare(output).to(self.model.embedding_VD.device)
         if self.lora is not None:
             for slot, digest in output.activations:
                 self.lora.activate(slot, digest)
@@ -88,7 +88,7 @@ class ModelRunner:
     def _sample(
         self, hidden_TD: Tensor, inputs: StepInputs, prompt_logprobs: dict[int, list[TokenLogprobs]]
     ) -> StepResult:
-        logits_RV = self.model.logits(hidden_TD[inputs.last_rows_R])
+        logits_RV = self.model.logits(hidden_TD[inputs.last_rows_R]).cpu()
         sampled = self.sampler.sample(logits_RV, inputs.sample_seats_R, inputs.sample_positions_R)
         self.batch.record(inputs, sampled.tokens_R)
         return StepResult(sampled.tokens_R.tolist(), sampled.logprobs, prompt_logprobs, sampled.failed)
@@ -114,6 +114,6 @@ class ModelRunner:
         reports: list[TokenLogprobs] = []
         portion = max(1, SAMPLED_AT_ONCE // self.model.config.vocab_size)
         for rows_D, targets in zip(*(torch.split(x, portion) for x in (hidden_PD, targets_P)), strict=True):
-            logprobs_RV = self.model.logits(rows_D).log_softmax(-1)
+            logprobs_RV = self.model.logits(rows_D).log_softmax(-1).cpu()
             reports += token_logprobs(logprobs_RV, targets, [count] * len(targets))
         return reports
