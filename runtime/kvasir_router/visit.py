@@ -125,16 +125,16 @@ class Visit:
     async def _find(self, ask: Ask) -> Endpoint:
         """A replica, as soon as there is one."""
         router = self._router
-        if len(router.room) or not router.fleet.available(router.clock()):
-            await self._hold()
         try:
+            if len(router.room) or not router.fleet.available(router.clock()):
+                await self._hold()
             choice = router.choose(ask, self._tried)
             if choice is None:
                 raise unavailable("no replica can be reached; try again", "no_replica", 1)
             self.choice, self.attempts = choice, self.attempts + 1
             return router.begin(ask, choice)
         finally:
-            router.room.look()
+            router.room.look()  # after the replica has one more, or this one has given up
 
     async def _hold(self) -> None:
         router, config = self._router, self._router.config
@@ -150,7 +150,6 @@ class Visit:
             waited = router.clock() - began
             self._held_s += waited
             router.metrics.held.observe(waited)
-            router.room.look()
 
     def _come_back(self, message: str) -> ApiError:
         after = self._router.cold_start_left_s()
