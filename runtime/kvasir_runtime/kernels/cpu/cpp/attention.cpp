@@ -274,10 +274,6 @@ void merge_chunks(const Call &d, int64_t row, int64_t kv_head, int64_t chunks, i
     const int64_t C = d.head_dim, G = d.heads / d.kv_heads;
     T *out = static_cast<T *>(d.out) + (row * d.heads + kv_head * G) * C;
     for (int64_t g = 0; g < G; g++) {
-        if (chunks == 1) {
-            write_out(out + g * C, states[g].sums, sum_of(states[g].totals), C);
-            continue;
-        }
         float highest = -std::numeric_limits<float>::infinity(), total = 0;
         for (int64_t i = 0; i < chunks; i++) highest = std::max(highest, states[i * stride + g].highest);
         v16 sums[MAX_VECTORS] = {};
@@ -331,12 +327,11 @@ void decode(const Call &d, int threads) {
                       all_states + i * states_each);
     }
     const int64_t parts = d.kv_heads / heads_each;
-    for (int64_t row = 0; row < d.sequences; row++)
-        for (int64_t head = 0; head < d.kv_heads; head++) {
-            const int64_t group = row * parts + head / heads_each;
-            const State *first = all_states + first_item[group] * states_each + head % heads_each * G;
-            merge_chunks<T>(d, row, head, first_item[group + 1] - first_item[group], states_each, first);
-        }
+#pragma omp parallel for num_threads(threads) if (tokens * d.kv_heads > 256)
+    for (int64_t part = 0; part < d.sequences * parts; part++)
+        for (int64_t h = 0; h < heads_each; h++)
+            merge_chunks<T>(d, part / parts, part % parts * heads_each + h, first_item[part + 1] - first_item[part],
+                            states_each, all_states + first_item[part] * states_each + h * G);
 }
 
 template <typename Method>

@@ -96,21 +96,48 @@ constexpr auto FEW_ROWS = few_rows(std::make_integer_sequence<int, FEW>{});
 constexpr auto ONE_PANEL = many_rows<1>(std::make_integer_sequence<int, TALL>{});
 constexpr auto TWO_PANELS = many_rows<2>(std::make_integer_sequence<int, TALL>{});
 
-// Pairs of inputs of all rows side by side: [I / 2, R]. Rows that lie a power of two apart would share few places of
-// the first-level cache.
+// Sixteen vectors become their own columns, in four rounds of exchanging: neighbours, pairs, fours, eights.
+inline __attribute__((always_inline)) void exchange(__m512i *v) {
+    __m512i w[16];
+    for (int i = 0; i < 16; i += 2) {
+        w[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        w[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            v[i + 2 * j] = _mm512_unpacklo_epi64(w[i + j], w[i + j + 2]);
+            v[i + 2 * j + 1] = _mm512_unpackhi_epi64(w[i + j], w[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            w[i + j] = _mm512_shuffle_i32x4(v[i + j], v[i + j + 4], 0x88);
+            w[i + j + 4] = _mm512_shuffle_i32x4(v[i + j], v[i + j + 4], 0xdd);
+        }
+    for (int i = 0; i < 8; i++) {
+        v[i] = _mm512_shuffle_i32x4(w[i], w[i + 8], 0x88);
+        v[i + 8] = _mm512_shuffle_i32x4(w[i], w[i + 8], 0xdd);
+    }
+}
+
+// Pairs of inputs of all rows (FEW at most) side by side: [I / 2, R], and room for FEW more. Rows that lie a power of
+// two apart would share few places of the first-level cache.
 void transpose(const Bf16Call &d, int32_t *out) {
     const int64_t pairs = d.inputs / 2;
     const int32_t *x = reinterpret_cast<const int32_t *>(d.x);
-    for (int64_t begin = 0; begin < pairs; begin += 16)  // a line of each row at a time
-        for (int64_t k = begin; k < std::min(pairs, begin + 16); k++)
-            for (int64_t r = 0; r < d.rows; r++) out[k * d.rows + r] = x[r * pairs + k];
+    for (int64_t begin = 0; begin < pairs; begin += 16) {
+        const int64_t count = std::min<int64_t>(16, pairs - begin);
+        __m512i v[16] = {};
+        for (int64_t r = 0; r < d.rows; r++) v[r] = _mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), x + r * pairs + begin);
+        exchange(v);
+        for (int64_t k = 0; k < count; k++) _mm512_storeu_si512(out + (begin + k) * d.rows, v[k]);
+    }
 }
 
 void linear_few(const Bf16Call &d, int threads) {
     static thread_local std::vector<int32_t> transposed;  // kept from call to call
     const int32_t *x = reinterpret_cast<const int32_t *>(d.x);
     if (d.rows > 1) {
-        transposed.resize(d.inputs / 2 * d.rows);
+        transposed.resize(d.inputs / 2 * d.rows + FEW);
         transpose(d, transposed.data());
         x = transposed.data();
     }
