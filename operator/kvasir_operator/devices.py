@@ -6,24 +6,25 @@ all services at once and kept until something changes, so that a thousand that w
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from kvasir_operator import metrics
+from kvasir_operator import grouping, metrics
 from kvasir_operator.cluster import NODES, PODS, Cluster
 from kvasir_operator.errors import ApiError
+from kvasir_operator.grouping import Applicant
+from kvasir_operator.placement.groups import ALONE, Grouping, Role, Turn, decide
 from kvasir_operator.placement.inventory import (
     Claim,
-    DeviceDemand,
     DeviceNode,
     Inventory,
     devices_of,
     read_demand,
     read_node,
 )
-from kvasir_operator.placement.preemption import Holder, Rank, Settlement, settle
+from kvasir_operator.placement.preemption import Holder, Party, Rank, Settlement, settle
 from kvasir_operator.placement.queue import Standing, Waiter, first_of_each, standing_of
 from kvasir_operator.planning.state import DRAINING_REASON
 from kvasir_operator.planning.times import read_time
@@ -50,27 +51,23 @@ class Position:
     standing: Standing | None = None
     yields: frozenset[str] = frozenset()
     kept_for: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Applicant:
-    """A service as far as devices are concerned: what one of its replicas needs, and since when it is there."""
-
-    key: ServiceKey
-    demand: DeviceDemand
-    priority: int
-    since: datetime
+    turn: Turn = ALONE
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """Who waits, in order, what there is, and what follows for all. `version` is that of what it was made from."""
+    """Who waits, in order, what there is, and what follows for all. `version` is that of what it was made from.
+
+    `due` is when it is to be made again, though nothing has changed.
+    """
 
     made_at: datetime
     version: tuple[int, int]
     queue: tuple[Waiter, ...]
     inventory: Inventory
     settlement: Settlement
+    turns: Mapping[str, Turn]
+    due: datetime | None
 
 
 class Devices:
@@ -84,6 +81,9 @@ class Devices:
         self._changes = 0
         self._view: _View | None = None
         self._held: set[ServiceKey] = set()
+        self._attempts = grouping.Attempts()
+        self.in_groups: Callable[[], Iterable[Applicant]] = tuple
+        """The services that start with others."""
         self.on_change: Callable[[ServiceKey], None] = lambda _: None
         """Called for services that give devices, or may take them, since others began or ceased to wait."""
 
@@ -141,37 +141,63 @@ class Devices:
     def position(self, applicant: Applicant) -> Position:
         """Where the service stands among those that want devices."""
         view, service = self._look(), str(applicant.key)
+        if applicant.group and service not in view.turns:  # it is newer than the view
+            view = self._look(anew=True)
+        turn = view.turns.get(service, ALONE)
+        if applicant.demand is None:
+            return Position(turn=turn)
         kept = view.settlement.excluding(applicant.priority, applicant.demand)
         yields = frozenset(uid for uid in view.settlement.yields if self._is_of(applicant.key, uid))
         queue = view.queue
-        if kept is not None and all(waiter.service != service for waiter in queue):
+        waits = kept is not None or turn.message
+        if waits and all(waiter.service != service for waiter in queue):
             own = Waiter(service, applicant.demand, applicant.priority, applicant.since)
             queue = tuple(sorted([*queue, own], key=lambda each: each.rank))
         if kept is not None or yields:
             self._held.add(applicant.key)
         return Position(
-            standing_of(service, queue, view.inventory), yields, kept.waiter.service if kept is not None else ""
+            standing_of(service, queue, view.inventory),
+            yields,
+            kept.waiter.service if kept is not None else "",
+            turn,
         )
 
     def _is_of(self, key: ServiceKey, uid: str) -> bool:
         return any(pod["metadata"]["uid"] == uid for pod in self._store.of_service(key, PODS))
 
-    def _look(self) -> _View:
+    def _look(self, *, anew: bool = False) -> _View:
         now, version, before = self._clock(), (self._store.version, self._changes), self._view
-        if before is not None and (before.version == version or now - before.made_at < FRESH_FOR):
+        if before is not None and not anew and _is_fresh(before, version, now):
             return before
         pods = list(self._store.all(PODS))
         inventory = Inventory(
             tuple(node for _, node in self._nodes.values()), tuple(claim for pod in pods for claim in _claims(pod))
         )
         queue = tuple(first_of_each(waiter for pod in pods for waiter in self._waits(pod)))
-        holders = [holder for pod in pods for holder in _holders(pod)] if queue else []
+        together, comes_due = self._groups(inventory, now)
+        parties = _in_order(queue, together)
+        holders = [holder for pod in pods for holder in _holders(pod)] if parties else []
         ranks = {holder.service: self._rank(holder.service) for holder in holders}
-        settlement = settle(queue, inventory, holders, ranks)
-        self._view = _View(now, version, queue, inventory, settlement)
+        settlement = settle(parties, inventory, holders, ranks)
+        self._view = _View(now, version, queue, inventory, settlement, together.turns, comes_due)
         if before is None or _gist(before.settlement) != _gist(settlement):
             self._tell({*ranks.keys(), *map(str, self._held)})
+        turns = before.turns if before is not None else {}
+        for service in {name for name, turn in together.turns.items() if turns.get(name, turn) != turn}:
+            self.on_change(_key(service))
         return self._view
+
+    def _groups(self, inventory: Inventory, now: datetime) -> tuple[Grouping, datetime | None]:
+        """Roles of the services that start together, and when time alone changes them."""
+        members, dues = [], []
+        for applicant in self.in_groups():
+            service, pods = self._store.service(applicant.key), self._store.of_service(applicant.key, PODS)
+            if service is not None:
+                members.append(grouping.member_of(applicant, service, pods, now))
+                dues.append(grouping.due(pods, now))
+        decided = decide(members, inventory, self._attempts.given_up(members, inventory, self._changes, now))
+        dues.append(self._attempts.due(now))
+        return decided, min((each for each in dues if each is not None), default=None)
 
     def _tell(self, services: set[str]) -> None:
         """Have those looked at whom it may concern that devices are given, or are not needed any more."""
@@ -200,6 +226,19 @@ class Devices:
             pod_priority=pod["spec"].get("priority") or 0,
             lacks_devices=f"Insufficient {demand.resource}" in (scheduled.get("message") or ""),
         )
+
+
+def _is_fresh(view: _View, version: tuple[int, int], now: datetime) -> bool:
+    if view.due is not None and now >= view.due:
+        return False
+    return view.version == version or now - view.made_at < FRESH_FOR
+
+
+def _in_order(queue: Iterable[Waiter], groups: Grouping) -> list[Party]:
+    """Who waits for devices: replicas of groups together, where their first one stands."""
+    together = {name for name, turn in groups.turns.items() if turn.role is not Role.FREE}
+    parties: list[Party] = [(waiter,) for waiter in queue if waiter.service not in together]
+    return sorted([*parties, *groups.parties], key=lambda party: party[0].rank)
 
 
 def read_rank(spec: Manifest) -> Rank:

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 
 from kvasir_operator.api.status import InspectionStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec, InferenceServiceStatus
-from kvasir_operator.devices import Applicant, Devices, Position
+from kvasir_operator.devices import Devices, Position
+from kvasir_operator.grouping import Applicant
 from kvasir_operator.placement.assessment import UNKNOWN, Assessment, assess
 from kvasir_operator.placement.inventory import DeviceDemand, DeviceNode
 from kvasir_operator.placement.outlook import Outlook
@@ -38,6 +39,20 @@ class Wish(NamedTuple):
     revision: str
     source: str
     demand: DeviceDemand | None
+
+
+def applicant_of(wish: Wish) -> Applicant:
+    """The service as others see it that want devices."""
+    group = wish.spec.group
+    return Applicant(
+        key=wish.key,
+        demand=wish.demand,
+        priority=wish.spec.priority,
+        since=wish.since,
+        wanted=wanted_replicas(wish.spec),
+        group=group.name if group is not None else "",
+        group_size=group.services if group is not None else 0,
+    )
 
 
 class Outlooks:
@@ -88,13 +103,15 @@ class Outlooks:
 
     def position(self, wish: Wish | None) -> Position:
         """What concerns the service among those that want devices."""
-        if wish is None or wish.demand is None:
+        if wish is None or (wish.demand is None and wish.spec.group is None):
             return _NOWHERE
-        return self._devices.position(Applicant(wish.key, wish.demand, wish.spec.priority, wish.since))
+        return self._devices.position(applicant_of(wish))
 
     def basis(self, wish: Wish | None) -> tuple[object, ...]:
         """Equal while placement has nothing new to say to the service."""
-        return () if wish is None or wish.demand is None else (self.position(wish), self._devices.changes)
+        if wish is None or (wish.demand is None and wish.spec.group is None):
+            return ()
+        return self.position(wish), self._devices.changes
 
     def outlook(self, wish: Wish | None, inspection: Inspection) -> tuple[Outlook, Standing | None]:
         """Where the model fits and where there is room; and the service's place in the queue, where it waits."""
@@ -102,12 +119,13 @@ class Outlooks:
             return Outlook(), None
         report = inspection.known.report if inspection.known is not None else None
         shape = report.shape if report is not None and not report.doubt else None
+        position = self.position(wish)
         if wish.demand is None:
-            return Outlook(self._assess(wish, shape, [])), None
-        inventory, position = self._devices.inventory(), self.position(wish)
+            return Outlook(self._assess(wish, shape, []), turn=position.turn), None
+        inventory = self._devices.inventory()
         assessment = self._assess(wish, shape, inventory.suitable(wish.demand))
         rooms = rooms_of(assessment.products, wish.demand, inventory)
-        return Outlook(assessment, rooms, position.yields, position.kept_for), position.standing
+        return Outlook(assessment, rooms, position.yields, position.kept_for, position.turn), position.standing
 
     def _assess(self, wish: Wish, shape: ModelShape | None, nodes: list[DeviceNode]) -> Assessment:
         """The plan; made anew only when model, spec or kinds of nodes have changed."""

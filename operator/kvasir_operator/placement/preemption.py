@@ -8,6 +8,7 @@
   that leave it anyway, and those that may be taken are fewer than it needs, nobody is drained for it.
 - Of several nodes the one is taken whose replicas have the lowest priority, then the one with the fewest to drain. Of
   several replicas on it those of the lowest priority go first, then those that do not serve, then the youngest.
+- A group of services that start together is served whole or not at all: nobody is drained for one of them alone.
 - What was freed, or is being freed, is kept for the one that waits: services of a lower priority that could take it
   make no pods meanwhile. A drain is called back when nobody waits for it any more.
 
@@ -76,14 +77,19 @@ class Settlement:
         return next((each for each in self.reservations if each.excludes(priority, demand)), None)
 
 
+Party = tuple[Waiter, ...]
+"""Replicas that are of use only together."""
+
+
 def settle(
-    queue: Iterable[Waiter], inventory: Inventory, holders: Iterable[Holder], ranks: Mapping[str, Rank]
+    queue: Iterable[Waiter | Party], inventory: Inventory, holders: Iterable[Holder], ranks: Mapping[str, Rank]
 ) -> Settlement:
     """Decide for all that wait. `queue` is in order; services without a rank give nothing."""
     table = _Table(inventory, list(holders), ranks)
-    for waiter in queue:
-        if waiter.lacks_devices:
-            table.serve(waiter)
+    for waiting in queue:
+        party = waiting if isinstance(waiting, tuple) else (waiting,)
+        if all(waiter.lacks_devices for waiter in party):
+            table.serve_all(party)
     return Settlement(tuple(table.reservations), table.yields)
 
 
@@ -118,17 +124,26 @@ class _Table:
         self.reservations: list[Reservation] = []
         self.yields: dict[str, str] = {}
 
-    def serve(self, waiter: Waiter) -> None:
+    def serve_all(self, party: Party) -> None:
+        """Find nodes for all of them, those that need most first; for none where one finds none."""
+        before = dict(self._spare), dict(self._left), list(self.reservations), dict(self.yields)
+        for waiter in sorted(party, key=lambda each: -each.demand.count):
+            if not self.serve(waiter):
+                self._spare, self._left, self.reservations, self.yields = before
+                return
+
+    def serve(self, waiter: Waiter) -> bool:
         """Find a node for the one that waits: with devices left, else with some that others give."""
         options = [option for node in self._inventory.suitable(waiter.demand) if (option := self._option(waiter, node))]
         if not options:
-            return
+            return False
         best = min(options, key=lambda option: option.order)
         for holder in best.victims:
             self._spare[holder.service] -= 1
         self.yields |= {holder.uid: waiter.service for holder in (*best.going, *best.victims)}
         self._left[best.node.name, waiter.demand.resource] = best.left
         self.reservations.append(Reservation(waiter, best.node, best.left))
+        return True
 
     def _option(self, waiter: Waiter, node: DeviceNode) -> _Option | None:
         """What it takes to place the one that waits on this node; None where it cannot be placed there whole."""

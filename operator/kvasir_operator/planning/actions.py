@@ -47,6 +47,7 @@ class Why(StrEnum):
     INSPECTED = "Inspected"
     RETRY = "Retry"
     LOADING = "Loading"
+    COLLECT = "Collect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,55 @@ class TellAdapters:
 
 
 @dataclass(frozen=True, slots=True)
+class ServingPod:
+    """A replica that can be asked for prefixes, or to compute them. `tokenizer` is the digest of its tokenizer."""
+
+    name: str
+    ip: str
+    revision: str
+    tokenizer: str
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """Begin to compute prompts on a pod whose gates wait for that; `adapters` are those that it serves."""
+
+    kind: ClassVar[str] = "WarmUp"
+    pod: str
+    uid: str
+    ip: str
+    boot_id: str
+    tokenizer: str
+    adapters: frozenset[str]
+    timeout_s: float
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPrefixes:
+    """Collect the hottest prefixes of replicas and keep them; `basis` is what those had computed by then."""
+
+    kind: ClassVar[str] = "KeepPrefixes"
+    pods: tuple[ServingPod, ...]
+    basis: frozenset[tuple[str, str, int]]
+    why: Why = Why.COLLECT
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HandOverPrefixes:
+    """Begin to compute the hottest prefixes of a replica that goes on those that stay."""
+
+    kind: ClassVar[str] = "HandOverPrefixes"
+    pod: str
+    uid: str
+    victim: ServingPod
+    survivors: tuple[ServingPod, ...]
+    timeout_s: float
+    why: Why
+
+
+@dataclass(frozen=True, slots=True)
 class SetReplicas:
     """Write `spec.replicas` through the scale subresource, as automatic scaling decided."""
 
@@ -235,6 +285,7 @@ class Undrain:
     why: Why
 
 
+WarmthAction = WarmUp | KeepPrefixes | HandOverPrefixes
 RevisionAction = KeepRevision | MarkRevision | DropRevision | CompareGoldens
 Action = (
     ApplySecret
@@ -249,6 +300,7 @@ Action = (
     | Drain
     | Undrain
     | TellAdapters
+    | WarmthAction
     | RevisionAction
 )
 

@@ -8,11 +8,14 @@
 | a replica gives its devices to such a service   | it is drained, and not called back                 |
 | a pod's product is taken, another is free       | it is made anew on that one                        |
 | the model fits on some products                 | new pods go to the cheapest with room, else to any |
+| its group starts, or the service is what lacks  | one replica is made, and takes no traffic yet      |
+| its group waits for another service             | no replica is made, those that do not serve go     |
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 
+from kvasir_operator.placement.groups import Role
 from kvasir_operator.placement.rooms import choose_products, is_misplaced
 from kvasir_operator.planning.actions import Why
 from kvasir_operator.planning.replicas import Decision, Newcomer
@@ -30,10 +33,23 @@ def place(decision: Decision, snapshot: Snapshot, *, looking: bool) -> Decision:
     newcomers = [each for each in decision.create if not (refused and each.revision == snapshot.revision)]
     return replace(
         decision,
-        create=() if outlook.kept_for else tuple(_with_products(newcomers, snapshot)),
+        create=tuple(_with_products(newcomers[: _most(snapshot)], snapshot)),
         remove=(*remove, *sent_away),
         recall=tuple(pod for pod in decision.recall if pod.uid not in outlook.yields),
     )
+
+
+def _most(snapshot: Snapshot) -> int | None:
+    """Most pods that may be made now; None: any number."""
+    role = snapshot.outlook.turn.role
+    if snapshot.outlook.kept_for or role is Role.WAITS:
+        return 0
+    return None if role is Role.FREE else max(0, 1 - sum(pod.stays for pod in snapshot.pods))
+
+
+def waits_for_group(pod: Pod, snapshot: Snapshot) -> bool:
+    """Whether a pod that never served must not begin to, because others of its group have no place yet."""
+    return snapshot.outlook.turn.role is not Role.FREE and pod.serving_gate is None
 
 
 def _sent_away(snapshot: Snapshot) -> Iterable[tuple[Pod, Why]]:
@@ -45,6 +61,8 @@ def _sent_away(snapshot: Snapshot) -> Iterable[tuple[Pod, Why]]:
         waits = pod.stage is Stage.STARTING and not pod.node
         if pod.uid in outlook.yields:
             yield pod, Why.PREEMPTED
+        elif outlook.turn.role is Role.WAITS and pod.stage is Stage.STARTING:
+            yield pod, Why.GROUP_WAITS
         elif waits and outlook.kept_for:
             yield pod, Why.HELD_BACK
         elif waits and pod.condition("PodScheduled").status == "False" and is_misplaced(pod.products, outlook.rooms):

@@ -20,7 +20,7 @@ from kvasir_operator.resources import names
 from kvasir_operator.resources.template_hash import RevisionTemplate
 from kvasir_operator.scaling.evaluate import Evaluation
 from kvasir_operator.scaling.ownership import Claims
-from kvasir_runtime.contract.admin_api import AdapterReports, AdminState, Phase
+from kvasir_runtime.contract.admin_api import AdapterReports, AdminState, Phase, WarmupState
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,36 @@ DRAINING_REASON: Final = "Draining"
 
 
 @dataclass(frozen=True, slots=True)
+class Warming:
+    """The last warmup of a process: `words` say how it went, `error` what went wrong, `failures` how often in a row."""
+
+    boot_id: str
+    begun_at: datetime
+    ended_at: datetime | None = None
+    result: WarmupState | None = None
+    words: str = ""
+    error: str = ""
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """A replica that goes hands its hottest prefixes over; `words` say how that went."""
+
+    begun_at: datetime
+    ended_at: datetime | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """When prefixes were last collected, and what the replicas had computed by then."""
+
+    at: datetime
+    basis: frozenset[tuple[str, str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Pod:
     """One pod of the service. `attempt` counts the failed pods that it follows, for the backoff.
 
@@ -136,6 +166,8 @@ class Pod:
     silent_since: datetime | None = None
     runtime: AdminState | Unknown = NOT_ASKED
     adapters: AdapterReports | Unknown = NOT_ASKED
+    warming: Warming | None = None
+    handover: HandOver | None = None
 
     def condition(self, kind: str) -> PodCondition:
         """That condition; status Unknown where it was never set."""
@@ -267,6 +299,12 @@ class Timings:
     """A new pod that found no room for so long does not wait for one that leaves: replicas are replaced in place."""
     adapters_patience: float = 120.0
     """A new pod takes traffic without the adapters that have not come for so long: others must not wait for them."""
+    warmup_grace: float = 5.0
+    """An engine ends a warmup by itself when its time is over, and has so long to say so."""
+    collect_every: float = 60.0
+    """Between two collections of prefixes, whose heat halves in ten minutes."""
+    hand_over: float = 30.0
+    """Time for handing prefixes over before a replica drains, which goes on taking requests meanwhile."""
     broken_after: float = 30.0
     """Age at which a pod is believed that its model, or what it needs, is broken: until then it may be on its way."""
 
@@ -282,6 +320,7 @@ class Snapshot:
     `history` are the revisions that are kept; `cordoned` the nodes that no pod may go to any more.
     `adapter_wishes` are the adapters of the spec; `routed`: requests pass a router that finds the replica that has
     theirs.
+    `collected` is when prefixes were last collected.
     `taken_names` are pods that are not the service's own but have names that it might choose.
     """
 
@@ -306,6 +345,7 @@ class Snapshot:
     outlook: Outlook = field(default_factory=Outlook)
     claims: Claims = field(default_factory=Claims)
     autoscaling: Scaling | None = None
+    collected: Collected | None = None
     adapter_wishes: tuple[AdapterWish, ...] = ()
     routed: bool = False
     timings: Timings = Timings()

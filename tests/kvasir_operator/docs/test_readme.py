@@ -10,7 +10,7 @@ from kvasir_operator import metrics
 from kvasir_operator.api import defaults
 from kvasir_operator.api.crd import ROOT
 from kvasir_operator.fleet import adapters
-from kvasir_operator.placement import assessment
+from kvasir_operator.placement import assessment, groups
 from kvasir_operator.planning import (
     drain,
     failures,
@@ -102,6 +102,7 @@ RENDERED = {
     "assessment": table_in(assessment.__doc__ or ""),
     "placing": table_in(placing.__doc__ or ""),
     "defaults": table_in(defaults.__doc__ or ""),
+    "groups": table_in(groups.__doc__ or ""),
 }
 
 

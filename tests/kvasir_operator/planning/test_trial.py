@@ -107,11 +107,11 @@ def test_a_slower_revision(new: float | None, old: float | None, served_s: float
 ERROR_RATE = {"autoRollback": {"errorRate": 0.02}}
 
 
-def answering(name: str, revision: str, answered: int, failed: int, *, served_s: float = 10, **fields: Any) -> Pod:
+def answering(name: str, revision: str, answered: int, failed: int, *, served_s: float = 10) -> Pod:
     """A pod that says how the requests of the last minute ended."""
     runtime = engine().model_copy(update={"answers": AnswerState(answered=answered, failed=failed)})
     conditions = gates(since=ago(served_s)) | {"Ready": PodCondition("True")}
-    return pod(name, revision=revision, **({"runtime": runtime, "conditions": conditions} | fields))
+    return pod(name, revision=revision, runtime=runtime, conditions=conditions)
 
 
 @pytest.mark.parametrize(
