@@ -10,8 +10,15 @@ from typing import Any, Final, Literal, NoReturn, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from kvasir_runtime.config import AdapterConfig, CacheConfig, EngineConfig, SchedulerConfig
-from kvasir_runtime.contract.engine_args import ENV_PREFIX, EngineArgs, env_name, flag_name, from_environment
+from kvasir_runtime.config import AdapterConfig, CacheConfig, DiskConfig, EngineConfig, SchedulerConfig
+from kvasir_runtime.contract.engine_args import (
+    ENV_PREFIX,
+    EngineArgs,
+    env_name,
+    flag_name,
+    from_environment,
+    split_disk_tier,
+)
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.validation import explain
 
@@ -28,8 +35,6 @@ GROUPS: Final = {
 NOT_YET_SUPPORTED: Final[dict[str, object]] = {
     "tensor_parallel_size": 1,
     "pipeline_parallel_size": 1,
-    "kv_offload_host": 0,
-    "kv_offload_disk": None,
 }
 """Settings of the contract that only work with the given value as yet; any other is refused, none ignored."""
 
@@ -127,6 +132,8 @@ def engine_config(args: EngineArgs) -> EngineConfig:
             utilization=args.gpu_memory_utilization,
             prefix_caching=args.enable_prefix_caching,
             eviction_policy=args.prefix_eviction_policy,
+            host_memory=args.kv_offload_host,
+            disk=_disk_config(args),
         ),
         scheduler=SchedulerConfig(
             max_num_seqs=args.max_num_seqs,
@@ -136,6 +143,13 @@ def engine_config(args: EngineArgs) -> EngineConfig:
         ),
         adapters=AdapterConfig(args.max_loras, args.max_cpu_loras, args.max_lora_rank) if args.enable_lora else None,
     )
+
+
+def _disk_config(args: EngineArgs) -> DiskConfig | None:
+    if args.kv_offload_disk is None:
+        return None
+    folder, size = split_disk_tier(args.kv_offload_disk)
+    return DiskConfig(Path(folder), size, args.kv_offload_salted)
 
 
 def _is_meant_for_us(value: str) -> bool:

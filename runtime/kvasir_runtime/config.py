@@ -9,8 +9,20 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class DiskConfig:
+    """Files of KV blocks, of at most `size` bytes. `salted`: those of requests with a cache salt too."""
+
+    folder: Path
+    size: int
+    salted: bool = False
+
+
+@dataclass(frozen=True)
 class CacheConfig:
-    """KV cache: `memory` in bytes, None to take what `utilization` of the device's memory leaves."""
+    """KV cache: `memory` in bytes, None to take what `utilization` of the device's memory leaves.
+
+    What the device evicts goes to `host_memory` bytes, 0 for none, and from there to `disk`.
+    """
 
     block_size: int = 16
     dtype: str = "auto"
@@ -18,6 +30,8 @@ class CacheConfig:
     utilization: float = 0.9
     prefix_caching: bool = True
     eviction_policy: Literal["lru", "lfu"] = "lru"
+    host_memory: int = 0
+    disk: DiskConfig | None = None
 
 
 @dataclass(frozen=True)

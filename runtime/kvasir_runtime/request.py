@@ -50,6 +50,11 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     """Prompt tokens taken from the prefix cache when it first ran; None before."""
+    tier_tokens: dict[str, int] = field(default_factory=dict)
+    """Those of the cached tokens that came from `host` memory and from `disk`."""
+    awaited_blocks: list[bytes] = field(default_factory=list)
+    read_deadline: float | None = None
+    """Until when it waits for `awaited_blocks` to be read from files; None: nothing was looked for yet."""
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     hash_root: bytes | None = None

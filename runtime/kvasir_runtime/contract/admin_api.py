@@ -27,10 +27,26 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
-class KVState(_Message):
-    """The KV cache now; pinned blocks are among the active and cached ones.
+class TierState(_Message):
+    """What is kept of the KV cache in host memory and in files; hits are among those of `KVState`.
 
-    `value` is the cache's worth: tokens it is expected to save, decayed over time.
+    `disk_state` is `none` without files, `full` when no more are written, `failed` when none are used any more.
+    """
+
+    host_blocks_total: int = 0
+    host_blocks_cached: int = 0
+    disk_blocks_cached: int = 0
+    disk_bytes: int = 0
+    disk_state: Literal["none", "on", "full", "failed"] = "none"
+    host_hit_tokens: int = 0
+    disk_hit_tokens: int = 0
+
+
+class KVState(_Message):
+    """The KV cache now; pinned blocks are among the active and cached ones. Blocks are the device's.
+
+    `hit_tokens` came from any tier; `tiers` is None where the device's is the only one. `value` is the cache's worth:
+    tokens it is expected to save, decayed over time.
     """
 
     block_size: int
@@ -41,6 +57,7 @@ class KVState(_Message):
     hit_tokens: int = 0
     query_tokens: int = 0
     value: float = 0.0
+    tiers: TierState | None = None
 
 
 class TokenState(_Message):
@@ -332,3 +349,18 @@ class SleepState(_Message):
     freed_bytes: int = 0
     resident_bytes: int = 0
     seconds: float = 0.0
+
+
+class ResetRequest(_Message):
+    """`POST /admin/reset_prefix_cache`: forget every cached prefix that no running sequence uses.
+
+    Device and host memory always; with `files` this engine's files as well.
+    """
+
+    files: bool = False
+
+
+class ResetState(_Message):
+    """Answer of `/admin/reset_prefix_cache`: how many blocks were forgotten, by tier."""
+
+    blocks: dict[str, int]

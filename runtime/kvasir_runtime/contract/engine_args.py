@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from kvasir_runtime.contract.quantities import parse_bytes, parse_duration
 
@@ -43,6 +43,24 @@ def _whole_number(value: object) -> object:
 
 BlockSize = Annotated[Literal[8, 16, 32, 64, 128], BeforeValidator(_whole_number)]
 """Tokens; flags and variables bring it as text."""
+
+
+def split_disk_tier(value: str) -> tuple[str, int]:
+    """`/kv:50Gi` → the folder and its size in bytes. Raises ValueError that quotes what it could not read."""
+    folder, _, size = value.rpartition(":")
+    if not folder:
+        msg = f"{value!r} must be FOLDER:SIZE, such as /kv:50Gi"
+        raise ValueError(msg)
+    return folder, parse_bytes(size)
+
+
+def _check_disk_tier(value: str) -> str:
+    split_disk_tier(value)
+    return value
+
+
+DiskTier = Annotated[str, AfterValidator(_check_disk_tier)]
+"""A folder and how many bytes may be in it, with a colon between."""
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "int4", "fp8"]
@@ -103,8 +121,13 @@ class EngineArgs(BaseModel):
     )
     enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prompt prefixes")
     prefix_eviction_policy: Literal["lru", "lfu"] = Field(default="lru", description="which cached block goes first")
-    kv_offload_host: Bytes = Field(default=0, description="host memory for evicted KV blocks; 0: none")
-    kv_offload_disk: str | None = Field(default=None, description="FOLDER:SIZE of the disk tier of the KV cache")
+    kv_offload_host: Bytes = Field(default=0, description="host memory for evicted KV blocks, such as 8Gi; 0: none")
+    kv_offload_disk: DiskTier | None = Field(
+        default=None, description="FOLDER:SIZE of files of KV blocks, such as /kv:50Gi; needs --kv-offload-host"
+    )
+    kv_offload_salted: bool = Field(
+        default=False, description="write KV blocks of requests with a cache_salt to files as well"
+    )
 
     # Device
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: cuda where there is a GPU")
@@ -156,6 +179,10 @@ class EngineArgs(BaseModel):
         if self.max_cpu_loras is not None and self.max_cpu_loras < self.max_loras:
             msg = f"max_cpu_loras must be at least max_loras ({self.max_loras}), got {self.max_cpu_loras}"
             raise ValueError(msg)
+        if self.kv_offload_host and not self.enable_prefix_caching:
+            raise ValueError("kv_offload_host keeps what the prefix cache evicts and needs enable_prefix_caching")
+        if self.kv_offload_disk is not None and not self.kv_offload_host:
+            raise ValueError("kv_offload_disk goes through host memory and needs kv_offload_host")
         if self.max_streams_per_key is not None and not self.api_key and self.api_key_file is None:
             raise ValueError("max_streams_per_key counts by API key and needs api_key or api_key_file")
         return self

@@ -31,4 +31,5 @@ def memory_question(args: EngineArgs, shape: ModelShape, limit: int, device: str
             enabled=args.enable_lora, max_loras=args.max_loras, max_cpu_loras=args.max_cpu_loras, device=device
         ),
         max_lora_rank=args.max_lora_rank,
+        kv_offload_host=args.kv_offload_host,
     )

@@ -2,6 +2,7 @@
 
     weights + adapters + tables + activations(max_num_batched_tokens) + KV blocks <= memory limit x utilization
 
+On CPU the blocks kept in host memory (`kv_offload_host`) are among what is taken; a GPU's are not in its memory.
 with KV bytes per token = 2 x layers x kv_heads x head_dim x bytes, and a place of the largest rank for each adapter.
 Tables are what is kept beside the KV for each sequence that may run, and for each position.
 The engine allocates by this plan, never by what looks free at the moment, so that what is planned is what is taken.
@@ -148,6 +149,8 @@ class MemoryQuestion:
     num_adapters: int = 0
     """Adapters that are kept on the device at the same time, see `resident_adapters`."""
     max_lora_rank: int = 16
+    kv_offload_host: int = 0
+    """Bytes for evicted KV blocks, of which whole blocks are kept."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,12 @@ class MemoryPlan:
     num_blocks: int
     adapter_bytes: int = 0
     table_bytes: int = 0
+    num_host_blocks: int = 0
+
+    @property
+    def host_kv_bytes(self) -> int:
+        """Host memory for evicted blocks."""
+        return self.num_host_blocks * self.block_size * self.kv_bytes_per_token
 
     @property
     def kv_bytes(self) -> int:
@@ -275,22 +284,35 @@ def plan_memory(question: MemoryQuestion) -> MemoryPlan:
     if taken > usable:
         raise _weights_do_not_fit(q, weights, adapters, tables, activations, usable)
     block = q.block_size * per_token
+    host_blocks = _host_blocks(q, block)
+    taken += host_blocks * block if q.device == "cpu" else 0
     needed_blocks = math.ceil(q.max_model_len / q.block_size) + 1
     budget = _kv_budget(q, usable - taken, needed_blocks * block, per_token)
-    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block, adapters, tables)
+    plan = MemoryPlan(weights, activations, per_token, q.block_size, budget // block, adapters, tables, host_blocks)
     if plan.num_blocks < needed_blocks:
         raise _kv_does_not_fit(q, budget, needed_blocks * block, (budget // block - 1) * q.block_size)
     if plan.kv_bytes > usable - taken:
         raise KvasirError(
             Cause.OUT_OF_MEMORY_KV_CACHE,
             f"kv_cache_memory {format_bytes(plan.kv_bytes)} is more than the {format_bytes(usable - taken)} that the "
-            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights, tables and activations",
+            f"memory limit {format_bytes(q.limit)} x {q.utilization:g} leaves beside weights, tables, activations and "
+            "host blocks",
             "lower kv_cache_memory or raise the memory limit to at least "
             f"{format_bytes((plan.kv_bytes + taken) / q.utilization)}",
             needed=plan.kv_bytes + taken,
             limit=q.limit,
         )
     return plan
+
+
+def _host_blocks(question: MemoryQuestion, block: int) -> int:
+    if 0 < question.kv_offload_host < block:
+        raise KvasirError(
+            Cause.INVALID_ARGUMENTS,
+            f"kv_offload_host must hold at least one KV block of {block} bytes, got {question.kv_offload_host}",
+            f"raise kv_offload_host to at least {block}, or leave it out",
+        )
+    return question.kv_offload_host // block
 
 
 def _kv_budget(question: MemoryQuestion, left: int, one_sequence: int, per_token: int) -> int:
@@ -330,6 +352,8 @@ def _kv_does_not_fit(question: MemoryQuestion, budget: int, needed: int, longest
         ways = [f"raise the memory limit to at least {format_bytes(more)} ({more} bytes)"]
     if longest > 0:
         ways.append(f"lower max_model_len to at most {longest}")
+    if question.kv_offload_host and question.device == "cpu":
+        ways.append(f"lower kv_offload_host by {format_bytes(needed - budget)}")
     return KvasirError(
         Cause.OUT_OF_MEMORY_KV_CACHE,
         f"one sequence of max_model_len {question.max_model_len} needs {format_bytes(needed)} of KV cache, "

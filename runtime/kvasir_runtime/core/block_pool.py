@@ -15,7 +15,7 @@ request wait or fail; it is only taken last, when no other free block is left.
 
 import math
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, Literal
 
@@ -28,8 +28,15 @@ _MAX_HITS: Final = 7
 class BlockPool:
     """`num_blocks` blocks, of which block 0 is the null block."""
 
-    def __init__(self, num_blocks: int, eviction_policy: Literal["lru", "lfu"] = "lru") -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        eviction_policy: Literal["lru", "lfu"] = "lru",
+        on_evict: Callable[[int, bytes], None] | None = None,
+    ) -> None:
+        """`on_evict` hears of a cached block, and its content's hash, before it is taken for something else."""
         assert num_blocks >= 2, num_blocks
+        self._on_evict = on_evict
         self.num_blocks: Final = num_blocks
         self.num_lists: Final = 1 if eviction_policy == "lru" else _MAX_HITS + 1
         self.ref_counts: Final = array("i", [0]) * num_blocks
@@ -191,7 +198,10 @@ class BlockPool:
     def _evict(self) -> int:
         block = self._oldest()
         self._unlink(block)
-        if self._hash_of[block] is not None:
+        block_hash = self._hash_of[block]
+        if block_hash is not None:
+            if self._on_evict is not None:
+                self._on_evict(block, block_hash)
             self._forget(block)
             self.num_cached_free -= 1
             self.evictions += 1

@@ -8,6 +8,7 @@ One rule: every running sequence wants to bring `num_computed_tokens` up to `num
   layer has a window, those of a window and a step are enough.
 - A request with an adapter needs a slot for it, and the adapter in memory (`core/adapter_slots.py`). While it waits
   for these, others that need no other slot may pass it, but no more than `MAX_OVERTAKERS` in all.
+- A request whose prefix goes on in files waits until that is read, 2 s at most; others may pass it as above.
 - When a running sequence finds no block, the last in the order of service is preempted: its blocks are given back
   (their content stays findable), it waits in its old place and is computed again. Nothing new is admitted that step.
 - A background request (a prompt computed beforehand) is only run while no other request waits or runs, a chunk of
@@ -20,7 +21,7 @@ runs first), so low priorities wait but never for ever.
 Bound on waiting: the first in the order of service is never preempted and gets at least one token in each step
 (no more than `max_num_batched_tokens` sequences are seated, so decodes leave it one token; with `prefer_prefill`
 decodes and prompts take turns, which doubles the bound). So under `fcfs` a request is finished after at most as many
-steps as it and those queued before it (and those that passed it while it waited for an adapter's slot) have prompt
+steps as it and those queued before it (and those that passed it while it waited for a slot or a file) have prompt
 and output tokens, whatever arrives later. Under `priority` those that were running when it became the first count too.
 """
 
@@ -127,7 +128,10 @@ class Scheduler:
             yield from group
 
     def schedule(self, now: float) -> SchedulerOutput:
-        """Choose the tokens of the next step and take the blocks for them; `update` must follow with the results."""
+        """Choose the tokens of the next step and take the blocks for them; `update` must follow with the results.
+
+        The copies that `output` orders must be carried out even where no row is scheduled, and `kv.tiers` be told.
+        """
         self.kv.pool.unpin_expired(now)
         self._step.clear()
         self._budget = self.config.max_num_batched_tokens
@@ -141,6 +145,8 @@ class Scheduler:
         if prefill_first:
             self._schedule_running(decodes=True)
         self._decodes_waited = prefill_first and len(self._step) < len(self.running)
+        if self.kv.tiers is not None:
+            output.saves, output.loads = self.kv.tiers.take_orders()
         self._fill(output)
         return output
 
@@ -210,13 +216,13 @@ class Scheduler:
         self._budget -= count
 
     def _admit(self, output: SchedulerOutput, now: float) -> None:
-        passed: list[_Entry] = []  # wait for an adapter's slot
+        passed: list[_Entry] = []  # wait for an adapter's slot, or for blocks in files
         if self._budget > 0:
             self.adapters.start_round()
         while self._budget > 0 and not self._preempted_this_step and (request := self._head()) is not None:
             if request.background and self.users_present:
                 break
-            if not self._adapter_is_ready(request):
+            if not self._adapter_is_ready(request) or not self.kv.is_ready(request, now):
                 if len(passed) == MAX_OVERTAKERS or request.times_passed == MAX_OVERTAKERS:
                     break
                 passed.append(heappop(self._waiting))

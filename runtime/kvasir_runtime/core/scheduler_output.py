@@ -55,6 +55,10 @@ class SchedulerOutput:
     growths: list[TableGrowth] = field(default_factory=list)
     activations: list[tuple[int, str]] = field(default_factory=list)
     """Adapter slots that hold another adapter from this step on, with its digest."""
+    saves: list[tuple[int, int]] = field(default_factory=list)
+    """KV blocks to copy to slots of host memory, before anything else."""
+    loads: list[tuple[int, int]] = field(default_factory=list)
+    """Slots of host memory to copy to KV blocks, after all saves and before the model runs."""
 
     @property
     def num_tokens(self) -> int:

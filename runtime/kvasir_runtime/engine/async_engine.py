@@ -25,6 +25,8 @@ from kvasir_runtime.engine.messages import (
     AdapterLoaded,
     AdapterStates,
     Answer,
+    CacheReset,
+    CacheSaved,
     Call,
     EngineFailed,
     EngineOutput,
@@ -326,7 +328,7 @@ class AsyncEngine:
                 self._forget_addresses()
             case StartupProgress():
                 self._on_progress(message)
-            case PrefixesListed() | SleepDone():
+            case PrefixesListed() | SleepDone() | CacheSaved() | CacheReset():
                 self._take_answer(message)
             case AdapterLoaded() | AdapterStates():
                 self._take_adapters(message)

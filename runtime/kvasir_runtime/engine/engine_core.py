@@ -16,9 +16,12 @@ from kvasir_runtime.core.scheduler import Scheduler, service_order
 from kvasir_runtime.core.scheduler_output import SchedulerOutput
 from kvasir_runtime.engine.adapters import EngineAdapters
 from kvasir_runtime.engine.grammar_queue import GrammarQueue, failure
+from kvasir_runtime.engine.kv_tiers import open_tiers
 from kvasir_runtime.engine.messages import (
     AdapterLoaded,
     Answer,
+    CacheReset,
+    CacheSaved,
     Call,
     EngineOutput,
     EngineReady,
@@ -30,9 +33,13 @@ from kvasir_runtime.engine.messages import (
     LoadAdapter,
     PrefixesListed,
     PrefixReport,
+    ResetCache,
+    SaveCache,
+    SetSleep,
     SleepDone,
     StartupProgress,
     StepOutputs,
+    TierStats,
 )
 from kvasir_runtime.request import Request, make_requests
 from kvasir_runtime.structured.grammar import GrammarBackend
@@ -56,6 +63,7 @@ class EngineCore:
         self._runner = loaded.runner
         self._eos_token_ids = loaded.resolved.eos_token_ids
         heat = PrefixHeat(loaded.ready.block_size) if config.cache.prefix_caching else None
+        self._tiers = open_tiers(config.cache, loaded)
         kv = KVCacheManager(
             loaded.ready.num_blocks,
             loaded.ready.block_size,
@@ -63,6 +71,7 @@ class EngineCore:
             heat,
             window=loaded.resolved.decoder.widest_window,
             step_tokens=config.scheduler.max_num_batched_tokens,
+            tiers=None if self._tiers is None else self._tiers.books,
         )
         self._sleeper = Sleeper(loaded.runner, config, loaded.ready.model_digest)
         self._pins: dict[str, float] = {}
@@ -117,11 +126,11 @@ class EngineCore:
         """Answer a question, or change what is in memory; raises KvasirError when the weights cannot be had back."""
         if isinstance(call, ListPrefixes):
             return PrefixesListed(call.call_id, self._hot_prefixes(call))
-        if self.has_work():
-            return SleepDone(call.call_id, self._sleeper.level, error="requests still run")
-        self._scheduler.kv.pool.forget_cached()
-        change = self._sleeper.set_level(call.level)
-        return SleepDone(call.call_id, call.level, change.freed_bytes, change.resident_bytes, change.seconds)
+        if isinstance(call, SaveCache):
+            return self._save_cache(call)
+        if isinstance(call, ResetCache):
+            return self._reset_cache(call)
+        return self._set_sleep(call)
 
     def load_adapter(self, message: LoadAdapter) -> AdapterLoaded | None:
         """Register an adapter. The answer comes at once when it is known, else from `poll` when it was read."""
@@ -136,9 +145,15 @@ class EngineCore:
             self._adapters.unload(digest)
         if self._scheduler.kv.heat is not None:
             self._scheduler.kv.heat.forget(digest)
+        if self._tiers is not None:
+            self._tiers.books.forget_adapter(digest)
 
     def poll(self) -> list[FromEngine]:
-        """Go on with reading adapters; call it between steps. Returns what the front end must know."""
+        """Go on with adapters and files; call it between steps. Returns what the front end must know."""
+        if self._tiers is not None:
+            self._tiers.poll()
+            if not self.has_work() and not self._sleeper.level:
+                self._tiers.save_when_idle(self._scheduler.kv, time.monotonic())
         if self._adapters is None:
             return []
         messages: list[FromEngine] = list(self._adapters.poll())
@@ -150,9 +165,18 @@ class EngineCore:
         return messages
 
     def is_waiting(self) -> bool:
-        """Whether nothing can run before an adapter was read (or, without work, one is being read)."""
+        """Whether nothing can run before something was read; without work, whether anything is read or written."""
         reading = self._adapters is not None and self._adapters.is_reading
+        if self._tiers is not None:
+            reading = reading or self._tiers.is_reading or (not self.has_work() and self._tiers.is_saving)
         return reading and (self._blocked or not self.has_work())
+
+    def wait(self, seconds: float) -> None:
+        """Wait up to `seconds` for what is being read."""
+        if self._tiers is not None and self._tiers.is_reading:
+            self._tiers.wait(seconds)
+        elif self._adapters is not None:
+            self._adapters.wait(seconds)
 
     def check_when_idle(self, now: float) -> None:
         """Check the books where there is no work and there was some since they were checked last.
@@ -171,12 +195,17 @@ class EngineCore:
         """Schedule, run, sample, update: every running sequence gets on. Without work it costs next to nothing."""
         refused = self._take_compiled()
         now = time.monotonic()
+        if self._tiers is not None:
+            self._tiers.step_begins()
         plan = self._scheduler.schedule(now)
         self._blocked = not plan.seats
         if not plan.seats:
+            self._copy(plan)
             return StepOutputs(refused, self.stats())
         admitted = self._newly_admitted(plan, now)
         result = self._runner.execute(plan)
+        if self._tiers is not None:
+            self._tiers.books.copied()
         self._keep_prompt_logprobs(result)
         self._steps += 1
         self._prompt_tokens += self._count_prompt_tokens(plan)
@@ -198,6 +227,7 @@ class EngineCore:
                 logprobs=None if entry is None else [entry],
                 prompt_logprobs=request.prompt_logprobs if request.num_output_tokens == 1 else None,
                 cached_tokens=request.num_cached_tokens if request.num_output_tokens == 1 else None,
+                tier_tokens=request.tier_tokens or None if request.num_output_tokens == 1 else None,
             )
             for request, entry in zip(advanced, logprobs, strict=True)
         ]
@@ -224,11 +254,49 @@ class EngineCore:
             warmup_tokens=self._warmup_tokens,
             steps=self._steps,
             cache_value=scheduler.kv.value(time.monotonic()),
+            tiers=TierStats() if self._tiers is None else self._tiers.stats(scheduler.kv),
         )
 
     def check_integrity(self) -> None:
         """Raise AssertionError when the books of queue, seats and blocks contradict each other."""
         self._scheduler.check_integrity()
+
+    def _copy(self, plan: SchedulerOutput) -> None:
+        """Carry out the copies of a step without rows."""
+        if self._tiers is not None:
+            self._tiers.copy_now(plan.saves, plan.loads)
+
+    def _set_sleep(self, call: SetSleep) -> SleepDone:
+        level = self._sleeper.level
+        if self.has_work():
+            return SleepDone(call.call_id, level, error="requests still run")
+        if (
+            self._tiers is not None
+            and call.level > level
+            and not self._tiers.fall_asleep(self._scheduler.kv, call.level)
+        ):
+            return SleepDone(call.call_id, level, error="the disk tier of the KV cache does not answer")
+        self._scheduler.kv.pool.forget_cached()
+        change = self._sleeper.set_level(call.level)
+        return SleepDone(call.call_id, call.level, change.freed_bytes, change.resident_bytes, change.seconds)
+
+    def _save_cache(self, call: SaveCache) -> CacheSaved:
+        if self._tiers is None or self.has_work():
+            return CacheSaved(call.call_id, 0, complete=self._tiers is None)
+        before = self._tiers.books.counts.written
+        complete = self._tiers.save_to_files(self._scheduler.kv, call.timeout_s)
+        return CacheSaved(call.call_id, self._tiers.books.counts.written - before, complete)
+
+    def _reset_cache(self, call: ResetCache) -> CacheReset:
+        pool = self._scheduler.kv.pool
+        blocks = {"device": pool.num_cached_free}
+        pool.forget_cached()
+        if self._tiers is not None:
+            forgotten = self._tiers.reset(files=call.files)
+            if forgotten is None:
+                return CacheReset(call.call_id, blocks, error="the disk tier of the KV cache does not answer")
+            blocks |= forgotten
+        return CacheReset(call.call_id, blocks)
 
     def _check(self, request: EngineRequest) -> None:
         if self._sleeper.level:

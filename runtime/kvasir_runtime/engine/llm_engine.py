@@ -48,6 +48,8 @@ class LLMEngine:
             self.core.add_request(EngineRequest(request_id, list(prompt), each, time.monotonic()))
             completions[request_id] = [Completion() for _ in range(each.n)]
         while self.core.has_work():
+            if self.core.is_waiting():
+                self.core.wait(0.005)
             for output in self.core.step().outputs:
                 completions[output.request_id][output.index].extend(output)
         return list(completions.values())

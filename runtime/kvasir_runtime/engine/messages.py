@@ -73,6 +73,22 @@ class SetSleep:
 
 
 @dataclass(frozen=True)
+class SaveCache:
+    """Write what is cached to files, for `timeout_s` at most. Only without work."""
+
+    call_id: int
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class ResetCache:
+    """Forget all cached prefixes that no sequence uses, in every tier; files too, where `files` says so."""
+
+    call_id: int
+    files: bool = False
+
+
+@dataclass(frozen=True)
 class LoadAdapter:
     """Read an adapter from its folder; answered by `AdapterLoaded`. One that is known is only pinned or unpinned."""
 
@@ -106,7 +122,8 @@ class EngineOutput:
     """What one step added to one sequence. `index` tells apart the `n` continuations of a request.
 
     The last one of a sequence carries `finish_reason`; `stop_token_id` is the token that ended it, if one did.
-    `cached_tokens` (prompt tokens taken from the prefix cache) is set on the first output. `error` says why a request
+    `cached_tokens` (prompt tokens taken from the prefix cache) is set on the first output, and `tier_tokens`, how many
+    of them came from `host` memory and from `disk`, where there were any. `error` says why a request
     could not be served, `error_field` which of its fields is the reason; where `error_passes` it may be sent again.
     """
 
@@ -121,6 +138,27 @@ class EngineOutput:
     error: str = ""
     error_field: str = ""
     error_passes: bool = False
+    tier_tokens: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class TierStats:
+    """The tiers of the KV cache behind the device. Blocks, but for `…_tokens` and `…_files`; counters only grow."""
+
+    host_total: int = 0
+    host_cached: int = 0
+    disk_cached: int = 0
+    disk_bytes: int = 0
+    disk_state: Literal["none", "on", "full", "failed"] = "none"
+    host_hit_tokens: int = 0
+    disk_hit_tokens: int = 0
+    saved: int = 0
+    loaded: int = 0
+    written: int = 0
+    read: int = 0
+    dropped: int = 0
+    corrupt_files: int = 0
+    foreign_files: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,6 +181,7 @@ class EngineStats:
     warmup_tokens: int = 0
     steps: int = 0
     cache_value: float = 0.0
+    tiers: TierStats = field(default_factory=TierStats)
 
 
 @dataclass(frozen=True)
@@ -184,6 +223,24 @@ class SleepDone:
     freed_bytes: int = 0
     resident_bytes: int = 0
     seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class CacheSaved:
+    """Answer to `SaveCache`: how many blocks were written, and whether any are left."""
+
+    call_id: int
+    written: int
+    complete: bool
+
+
+@dataclass(frozen=True)
+class CacheReset:
+    """Answer to `ResetCache`: how many blocks of each tier were forgotten; `error` when it could not be done."""
+
+    call_id: int
+    blocks: dict[str, int]
     error: str = ""
 
 
@@ -234,6 +291,7 @@ class EngineReady:
     model_digest: str
     dtype: str
     startup_seconds: dict[str, float]
+    host_blocks: int = 0
 
 
 @dataclass(frozen=True)
@@ -255,9 +313,9 @@ class Heartbeat:
     cpu_seconds: float
 
 
-Call = ListPrefixes | SetSleep
+Call = ListPrefixes | SetSleep | SaveCache | ResetCache
 """Gets exactly one `Answer`, with the same `call_id`."""
-Answer = PrefixesListed | SleepDone
+Answer = PrefixesListed | SleepDone | CacheSaved | CacheReset
 
 FromFrontEnd = EngineRequest | AbortRequests | AbortSequences | LoadAdapter | UnloadAdapter | Call
 FromEngine = (

@@ -18,6 +18,8 @@ from kvasir_runtime.engine.messages import (
     AbortSequences,
     AdapterLoaded,
     AdapterStates,
+    CacheReset,
+    CacheSaved,
     EngineFailed,
     EngineReady,
     EngineRequest,
@@ -27,6 +29,8 @@ from kvasir_runtime.engine.messages import (
     ListPrefixes,
     LoadAdapter,
     PrefixesListed,
+    ResetCache,
+    SaveCache,
     SetSleep,
     SleepDone,
     StartupProgress,
@@ -51,6 +55,10 @@ _CLASSES: Final[tuple[type[Any], ...]] = (
     UnloadAdapter,
     AdapterLoaded,
     AdapterStates,
+    SaveCache,
+    CacheSaved,
+    ResetCache,
+    CacheReset,
 )
 _TAGS: Final = {cls: bytes([tag]) for tag, cls in enumerate(_CLASSES)}
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -118,6 +119,7 @@ class Generation:
         self._first_choice: dict[str, int] = {}
         self.prompts = prompts
         self.cached_tokens = 0
+        self.tier_tokens: Counter[str] = Counter()
         self.choices = [
             Choice(number * sampling.n + continuation, prompt, make_detokenizer(prompt), service.eos_token_ids)
             for number, prompt in enumerate(prompts)
@@ -199,6 +201,7 @@ class Generation:
         return {
             "prompt_tokens": sum(len(prompt.token_ids) for prompt in self.prompts),
             "cached_tokens": self.cached_tokens,
+            **{f"cached_tokens_{tier}": tokens for tier, tokens in self.tier_tokens.items()},
             "completion_tokens": sum(len(choice.token_ids) for choice in self.choices),
             "finish_reason": ",".join(sorted({choice.finish_reason or FinishReason.ABORT for choice in self.choices})),
             "ttft_ms": round(min(first) * 1000, 1) if first else None,
@@ -211,14 +214,20 @@ class Generation:
             prompt_tokens=prompt,
             completion_tokens=completion,
             total_tokens=prompt + completion,
-            prompt_tokens_details=PromptTokensDetails(cached_tokens=self.cached_tokens),
+            prompt_tokens_details=self._cached(),
         )
+
+    def _cached(self) -> PromptTokensDetails:
+        if not self.tier_tokens:
+            return PromptTokensDetails(cached_tokens=self.cached_tokens)
+        return PromptTokensDetails(cached_tokens=self.cached_tokens, cached_tokens_by_tier=dict(self.tier_tokens))
 
     def _read(self, outputs: Sequence[EngineOutput]) -> Iterator[Delta]:
         for output in outputs:
             _raise_refusal(output)
             if output.index == 0:
                 self.cached_tokens += output.cached_tokens or 0
+                self.tier_tokens.update(output.tier_tokens or {})
             choice = self.choices[self._first_choice[output.request_id] + output.index]
             if choice.finish_reason is None:  # else a stop string ended it and this was on its way
                 delta = choice.take(output)

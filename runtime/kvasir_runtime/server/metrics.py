@@ -50,12 +50,28 @@ def kv_usage(stats: EngineStats) -> float:
     return stats.blocks_active / stats.blocks_total if stats.blocks_total else 0.0
 
 
+def _device_hits(stats: EngineStats) -> int:
+    return stats.prefix_hit_tokens - stats.tiers.host_hit_tokens - stats.tiers.disk_hit_tokens
+
+
 COUNTERS: Final[dict[str, tuple[str, Callable[[EngineStats], float]]]] = {
     names.PREFIX_CACHE_QUERIES: (
         "Prompt tokens looked up in the prefix cache.",
         lambda stats: stats.prefix_query_tokens,
     ),
-    names.PREFIX_CACHE_HITS: ("Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_hit_tokens),
+    names.PREFIX_CACHE_HITS: ("Prompt tokens found in the prefix cache of the device.", _device_hits),
+    names.EXTERNAL_PREFIX_CACHE_QUERIES: (
+        "Prompt tokens looked up in host memory and on disk.",
+        lambda stats: stats.prefix_query_tokens - _device_hits(stats) if stats.tiers.host_total else 0,
+    ),
+    names.EXTERNAL_PREFIX_CACHE_HITS: (
+        "Prompt tokens found in host memory and on disk.",
+        lambda stats: stats.tiers.host_hit_tokens + stats.tiers.disk_hit_tokens,
+    ),
+    names.KV_BLOCKS_DROPPED: (
+        "KV blocks that found no room in host memory, or left it before they were written.",
+        lambda stats: stats.tiers.dropped,
+    ),
     names.NUM_PREEMPTIONS: ("Times that a running request gave up its blocks.", lambda stats: stats.preemptions),
     names.PROMPT_TOKENS: ("Prompt tokens processed.", lambda stats: stats.prompt_tokens),
     names.GENERATION_TOKENS: ("Tokens generated.", lambda stats: stats.generation_tokens),
@@ -66,6 +82,7 @@ GAUGES: Final[dict[str, tuple[str, Callable[[EngineStats], float]]]] = {
     names.NUM_REQUESTS_WAITING: ("Sequences that wait for the scheduler.", lambda stats: stats.waiting),
     names.KV_CACHE_USAGE: ("Share of the KV blocks in use, 0 to 1.", kv_usage),
     names.GPU_CACHE_USAGE: (f"Old name of {names.KV_CACHE_USAGE}.", kv_usage),
+    names.KV_DISK_BYTES: ("Bytes of KV blocks on disk.", lambda stats: stats.tiers.disk_bytes),
     names.CACHE_VALUE: ("Tokens that the cache is expected to save, decayed.", lambda stats: stats.cache_value),
 }
 
@@ -172,6 +189,8 @@ class _EngineCollector:
             counter.add_metric(self._labels, read(stats))
             yield counter
         yield self._tiers(stats)
+        yield from self._moves(stats)
+        yield self._disk_state(stats)
         yield self._pinned(stats)
         yield self._info()
         yield self._startup_seconds()
@@ -180,8 +199,39 @@ class _EngineCollector:
         tiers = GaugeMetricFamily(
             names.CACHED_TOKENS_BY_TIER, "Tokens whose KV is kept, by tier.", labels=(*LABELS, "tier")
         )
-        tiers.add_metric((*self._labels, "device"), (stats.blocks_active + stats.blocks_cached) * self._block_size)
+        blocks = {
+            "device": stats.blocks_active + stats.blocks_cached,
+            "host": stats.tiers.host_cached,
+            "disk": stats.tiers.disk_cached,
+        }
+        for tier, count in blocks.items():
+            tiers.add_metric((*self._labels, tier), count * self._block_size)
         return tiers
+
+    def _moves(self, stats: EngineStats) -> Iterable[Metric]:
+        tiers = stats.tiers
+        hits = {"device": _device_hits(stats), "host": tiers.host_hit_tokens, "disk": tiers.disk_hit_tokens}
+        yield self._counter(names.HIT_TOKENS_BY_TIER, "Prompt tokens found in the cache, by tier.", "tier", hits)
+        moves = {"save": tiers.saved, "load": tiers.loaded, "write": tiers.written, "read": tiers.read}
+        yield self._counter(
+            names.KV_BLOCKS_MOVED, "KV blocks copied to and from host memory and files.", "transfer", moves
+        )
+        rejected = {"corrupt": tiers.corrupt_files, "foreign": tiers.foreign_files}
+        yield self._counter(names.KV_FILES_REJECTED, "Files of KV blocks that were not used.", "reason", rejected)
+
+    def _counter(self, name: str, text: str, label: str, values: dict[str, int]) -> Metric:
+        counter = CounterMetricFamily(name, text, labels=(*LABELS, label))
+        for value, count in values.items():
+            counter.add_metric((*self._labels, value), count)
+        return counter
+
+    def _disk_state(self, stats: EngineStats) -> Metric:
+        gauge = GaugeMetricFamily(
+            names.KV_DISK_STATE, "State of the disk tier of the KV cache.", labels=(*LABELS, "state")
+        )
+        for state in ("none", "on", "full", "failed"):
+            gauge.add_metric((*self._labels, state), float(state == stats.tiers.disk_state))
+        return gauge
 
     def _pinned(self, stats: EngineStats) -> Metric:
         pinned = GaugeMetricFamily(names.PINNED_TOKENS, "Tokens whose KV goes last, after a warmup.", labels=LABELS)

@@ -24,16 +24,19 @@ from kvasir_runtime.contract.admin_api import (
     LivenessState,
     PrefixList,
     ReadinessState,
+    ResetRequest,
+    ResetState,
     SleepRequest,
     SleepState,
     StartupState,
+    TierState,
     TokenState,
     WarmupRequest,
     WarmupState,
 )
 from kvasir_runtime.edge.gates import OperatorGate
 from kvasir_runtime.engine.heartbeat import Verdict
-from kvasir_runtime.engine.messages import EngineReady
+from kvasir_runtime.engine.messages import CacheReset, EngineReady, ResetCache, TierStats
 from kvasir_runtime.server.errors import ApiError, ErrorResponse, install_handlers
 from kvasir_runtime.server.middleware import RequestScope
 from kvasir_runtime.server.service import Service
@@ -148,6 +151,16 @@ def _add_cache(app: FastAPI, service: Service) -> None:
     ) -> PrefixList:
         return await list_prefixes(service, count, max_tokens, salted=salted)
 
+    @app.post("/admin/reset_prefix_cache", responses=_REFUSALS | _BUSY)
+    async def reset_prefix_cache(body: ResetRequest | None = None) -> ResetState:
+        service.loaded()
+        files = body is not None and body.files
+        done = await service.engine.call(lambda call_id: ResetCache(call_id, files))
+        assert isinstance(done, CacheReset), done
+        if done.error:
+            raise ApiError(HTTPStatus.CONFLICT, f"cannot reset the whole cache: {done.error}", code="busy")
+        return ResetState(blocks=done.blocks)
+
 
 def _add_sleep(app: FastAPI, service: Service) -> None:
     @app.post("/admin/sleep", responses=_REFUSALS | _BUSY)
@@ -240,6 +253,21 @@ def _kv_state(service: Service) -> KVState:
         hit_tokens=stats.prefix_hit_tokens,
         query_tokens=stats.prefix_query_tokens,
         value=stats.cache_value,
+        tiers=_tier_state(stats.tiers),
+    )
+
+
+def _tier_state(tiers: TierStats) -> TierState | None:
+    if not tiers.host_total:
+        return None
+    return TierState(
+        host_blocks_total=tiers.host_total,
+        host_blocks_cached=tiers.host_cached,
+        disk_blocks_cached=tiers.disk_cached,
+        disk_bytes=tiers.disk_bytes,
+        disk_state=tiers.disk_state,
+        host_hit_tokens=tiers.host_hit_tokens,
+        disk_hit_tokens=tiers.disk_hit_tokens,
     )
 
 

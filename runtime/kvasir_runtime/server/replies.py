@@ -13,7 +13,10 @@ class _Reply(BaseModel):
 
 
 class PromptTokensDetails(_Reply):
+    """`cached_tokens_by_tier`: those of the cached tokens that came from `host` memory and from `disk`, if any."""
+
     cached_tokens: int
+    cached_tokens_by_tier: dict[str, int] = {}
 
 
 class Usage(_Reply):

@@ -23,7 +23,7 @@ from kvasir_runtime.edge.process import process_started, raise_open_files_limit
 from kvasir_runtime.engine.async_engine import AsyncEngine, EngineGoneError
 from kvasir_runtime.engine.heartbeat import Verdict
 from kvasir_runtime.engine.launcher import EngineProcess
-from kvasir_runtime.engine.messages import StartupProgress
+from kvasir_runtime.engine.messages import CacheSaved, SaveCache, StartupProgress
 from kvasir_runtime.fetch.cli import read_secrets
 from kvasir_runtime.lora.checkpoint import adapter_limits
 from kvasir_runtime.lora.sources import AdapterSources, temporary_cache
@@ -41,6 +41,9 @@ from kvasir_runtime.tokenizer import Tokenizer
 
 GIVE_UP_AFTER_S: Final = 10.0
 """How long a dead engine is left to the kubelet's liveness probe before the process ends by itself."""
+
+SAVE_S: Final = 5.0
+"""How long a process that ends writes its KV cache to disk: with the drain it must be within a pod's grace period."""
 
 logger = logging.getLogger("kvasir.server")
 
@@ -229,10 +232,24 @@ async def _end_on_failure(lifecycle: Lifecycle, work: Awaitable[None]) -> None:
         lifecycle.fail(FailureReport(Cause.INTERNAL_ERROR, f"{type(error).__name__}: {error}"))
 
 
+async def _save_cache(service: Service) -> None:
+    """Have cached KV blocks written to disk, so that the next process finds them."""
+    try:
+        async with asyncio.timeout(SAVE_S + FLUSH_S):
+            saved = await service.engine.call(lambda call_id: SaveCache(call_id, SAVE_S))
+    except (TimeoutError, EngineGoneError) as error:
+        logger.warning("the KV cache was not saved", extra={"reason": str(error) or "the engine is busy"})
+        return
+    assert isinstance(saved, CacheSaved), saved
+    logger.info("saved the KV cache", extra={"blocks": saved.written, "complete": saved.complete})
+
+
 async def _stop(servers: list[HttpServer], tasks: list[asyncio.Task[None]], service: Service) -> None:
     """Let clients read their last bytes, then end everything."""
     if service.lifecycle.failure is not None:
         service.engine.fail(service.lifecycle.failure)
+    elif service.args.kv_offload_disk is not None:
+        await _save_cache(service)
     for server in servers:
         server.should_exit = True
     serving, working = tasks[: len(servers)], tasks[len(servers) :]

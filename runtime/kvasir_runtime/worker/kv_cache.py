@@ -29,21 +29,27 @@ class KVCache:
     ) -> None:
         self._shape = (2, num_blocks, num_kv_heads, block_size, head_dim)
         self._num_layers = num_layers
-        self._dtype = dtype
-        self._device = torch.device(device)
+        self.dtype: Final = dtype
+        self.device: Final = torch.device(device)
         self.layers: list[Tensor] = []
         self.allocate()
 
     def allocate(self) -> None:
         """Take the memory, all zeros; harmless when it is there."""
         if not self.layers:
-            self.layers = [_zeros(self._shape, self._dtype, self._device) for _ in range(self._num_layers)]
+            self.layers = [_zeros(self._shape, self.dtype, self.device) for _ in range(self._num_layers)]
             for layer in self.layers:
                 layer[:, : _EARLY_BYTES * self._shape[1] // self.nbytes].zero_()
 
     def free(self) -> None:
         """Give the memory back; what was in it is lost. Harmless when it is gone."""
         self.layers = []
+
+    @property
+    def block_shape(self) -> tuple[int, int, int, int, int]:
+        """What one block holds: layers, keys and values, KV heads, tokens, head dimension."""
+        _, _, kv_heads, block_size, head_dim = self._shape
+        return self._num_layers, 2, kv_heads, block_size, head_dim
 
     @property
     def nbytes(self) -> int:

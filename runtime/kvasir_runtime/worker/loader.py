@@ -43,6 +43,7 @@ from kvasir_runtime.quantization.plain import PlainMethod
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.worker.device import Device, find_device
 from kvasir_runtime.worker.host import cpu_count, keep_freed_memory
+from kvasir_runtime.worker.host_pool import HostPool
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.model_runner import ModelRunner
 
@@ -98,6 +99,7 @@ def load_engine(config: EngineConfig, on_progress: Progress) -> LoadedEngine:
         model_digest=digest,
         dtype=resolved.dtype,
         startup_seconds=phases.seconds,
+        host_blocks=plan.num_host_blocks,
     )
     return LoadedEngine(runner, ready, resolved)
 
@@ -162,6 +164,7 @@ def memory_question(config: EngineConfig, resolved: Resolved) -> MemoryQuestion:
             device=resolved.device.memory,
         ),
         max_lora_rank=adapters.max_rank,
+        kv_offload_host=config.cache.host_memory,
     )
 
 
@@ -306,6 +309,7 @@ def _make_runner(
         max_model_len=resolved.max_model_len,
         block_size=config.cache.block_size,
         lora=lora,
+        host_pool=HostPool(kv_cache, plan.num_host_blocks) if plan.num_host_blocks else None,
     )
 
 

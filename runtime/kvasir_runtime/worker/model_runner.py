@@ -10,6 +10,7 @@ from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import TokenLogprobs
 from kvasir_runtime.lora.runtime import LoraRuntime
 from kvasir_runtime.models.decoder import DecoderModel
+from kvasir_runtime.worker.host_pool import HostPool
 from kvasir_runtime.worker.input_batch import InputBatch, StepInputs
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.logprobs import token_logprobs
@@ -41,8 +42,11 @@ class ModelRunner:
         max_model_len: int,
         block_size: int,
         lora: LoraRuntime | None = None,
+        host_pool: HostPool | None = None,
     ) -> None:
+        """`host_pool`: where evicted blocks go, if anywhere."""
         self.lora = lora
+        self.host_pool = host_pool
         self._model: DecoderModel | None = model
         self.kv_cache = kv_cache
         self.batch = InputBatch(num_seats, max_model_len, block_size)
@@ -65,6 +69,8 @@ class ModelRunner:
     @torch.inference_mode()
     def execute(self, output: SchedulerOutput) -> StepResult:
         """One step. Blocks until the tokens are known."""
+        if self.host_pool is not None:
+            self.host_pool.copy(output.saves, output.loads)
         self.batch.apply(output)
         for seating in output.seatings:
             self._seat(seating)

@@ -1,10 +1,10 @@
 """Gives the engine's memory back while nobody needs it, and takes it again.
 
-| level | KV cache | weights          | waking                                     |
-|-------|----------|------------------|--------------------------------------------|
-| 0     | kept     | kept             | -                                          |
-| 1     | freed    | kept             | the cache is made anew, and is empty       |
-| 2     | freed    | freed            | the weights are read from the folder again |
+| level | KV cache | host tier of it | weights | waking                                     |
+|-------|----------|-----------------|---------|--------------------------------------------|
+| 0     | kept     | kept            | kept    | -                                          |
+| 1     | freed    | kept            | kept    | the cache is made anew, and is empty       |
+| 2     | freed    | freed           | freed   | the weights are read from the folder again |
 
 As in vLLM, but for where level 1 keeps the weights: on a CPU they are in host memory already.
 """
@@ -54,6 +54,8 @@ class Sleeper:
             self._runner.kv_cache.free()
         if level >= 2:
             self._runner.replace_model(None)
+            if self._runner.host_pool is not None:
+                self._runner.host_pool.free()
         if level > self.level:
             gc.collect()
             _trim_heap()
@@ -65,6 +67,8 @@ class Sleeper:
                 msg = f"{self._config.model} holds other weights than when the process started"
                 raise KvasirError(Cause.WEIGHTS_CORRUPT, msg, "start the process again to serve them")
             self._runner.replace_model(model)
+        if level < 2 and self._runner.host_pool is not None:
+            self._runner.host_pool.allocate()
         if level < 1:
             self._runner.kv_cache.allocate()
 
