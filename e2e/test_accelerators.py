@@ -136,6 +136,25 @@ def test_a_higher_priority_takes_what_a_lower_one_has_above_its_floor(own: Envir
         wait_for("the pods to end", lambda: not kubectl.list("pods"), timeout=60)
 
 
+def test_services_of_a_group_start_together_or_not_at_all(own: Environment, kubectl: Kubectl) -> None:
+    """Either would fit alone on what is left; neither gets anything until both fit at once."""
+    both: Object = {"group": {"name": "assistant", "services": 2}}
+    pinned: Object = {"products": ["NVIDIA-H200"]}
+    with nodes("group", "--gpus", "4", "--product", "NVIDIA-H200", "--memory", "143771") as node:
+        wants(kubectl, "other", count=2, **pinned)
+        assert allocated(kubectl, "other") == node
+        wants(kubectl, "chat", both, count=2, **pinned)
+        told(kubectl, "chat", "group assistant has 1 of its 2 services", "at most 2 left on one")
+        wants(kubectl, "embed", both, count=1, **pinned)
+        told(kubectl, "chat", f"group assistant starts when all of its services can: not yet {kubectl.namespace}/embed")
+        told(kubectl, "embed", f"not yet {kubectl.namespace}/embed")
+        assert services.pods(kubectl, "chat") == services.pods(kubectl, "embed") == []
+        vanish(kubectl, "other")
+        assert [allocated(kubectl, name) for name in ("chat", "embed")] == [node, node]
+        for name in ("chat", "embed"):
+            vanish(kubectl, name)
+
+
 def placed(kubectl: Kubectl, name: str) -> int:
     return sum(bool(pod["spec"].get("nodeName")) for pod in services.pods(kubectl, name))
 

@@ -21,6 +21,7 @@ from kvasir_operator.resources import names
 from kvasir_operator.webhook_certificates import TURN_SECONDS, manifest_of
 
 MANIFESTS = ROOT / "manifests"
+CONFIGURATIONS = "validatingwebhookconfigurations,mutatingwebhookconfigurations"
 REFUSAL = "spec.scaling.maxReplicas: must be at least minReplicas (4), got 2"
 NOTICED_WITHIN = 2 * TURN_SECONDS + 15
 """Seconds until every replica has seen a change of the Secret, and served what follows from it."""
@@ -38,7 +39,7 @@ def webhook(environment: Environment, tmp_path_factory: pytest.TempPathFactory) 
         system.run("rollout", "status", f"deployment/{operator.DEPLOYMENT}", "--timeout=120s", timeout=130)
         yield kubectl
     finally:
-        kubectl.run("delete", "validatingwebhookconfiguration", names.WEBHOOK_CONFIGURATION)
+        kubectl.run("delete", CONFIGURATIONS, names.WEBHOOK_CONFIGURATION)
         kubectl.run("delete", "clusterrole,clusterrolebinding", names.WEBHOOK)
         system.run("delete", "role,rolebinding,service,secret", names.WEBHOOK)
         operator.install(kubectl)
@@ -88,10 +89,10 @@ def certificates_of(webhook: Kubectl) -> Certificates:
 
 
 def bundle_of(webhook: Kubectl) -> bytes:
-    """The authorities that the API server trusts."""
-    configuration = webhook.get("validatingwebhookconfiguration", names.WEBHOOK_CONFIGURATION)
-    assert configuration is not None
-    return base64.b64decode(configuration["webhooks"][0]["clientConfig"].get("caBundle", ""))
+    """The authorities that the API server trusts for both webhooks; empty while these differ."""
+    path = "jsonpath={range .items[*]}{.webhooks[0].clientConfig.caBundle}{' '}{end}"
+    words = webhook.run("get", CONFIGURATIONS, "-l", "app.kubernetes.io/name=kvasir-operator", "-o", path).split()
+    return base64.b64decode(words[0]) if len(words) == 2 and words[0] == words[1] else b""
 
 
 def served(webhook: Kubectl) -> set[bytes]:
@@ -129,6 +130,53 @@ def test_a_bad_spec_is_refused_with_field_bound_and_value(webhook: Kubectl, kube
     assert REFUSAL in said
     assert "spec.rollout.maxSurge: must be at least 1 with strategy Surge, got 0" in said
     assert kubectl.list("isvc") == []
+
+
+def test_what_follows_from_other_fields_is_written_down(webhook: Kubectl, kubectl: Kubectl) -> None:
+    """Applying the same manifest again changes nothing; what was written follows when its cause changes."""
+    gpus = services.inference_service("gpus", "pvc://models/m", accelerator={"count": 2}, replicas=0)
+    kubectl.apply(gpus)
+    stored = kubectl.get("isvc", "gpus") or {}
+    assert stored["spec"]["model"]["servedName"] == "gpus"
+    assert stored["spec"]["parallelism"] == {"tensor": 2, "pipeline": 1}
+    kubectl.apply(gpus)
+    assert (kubectl.get("isvc", "gpus") or {})["metadata"]["generation"] == stored["metadata"]["generation"]
+    gpus["spec"]["accelerator"]["count"] = 4
+    kubectl.apply(gpus)
+    assert (kubectl.get("isvc", "gpus") or {})["spec"]["parallelism"]["tensor"] == 4
+
+
+def test_the_webhook_rolls_nothing(webhook: Kubectl, kubectl: Kubectl) -> None:
+    """A service of before keeps its revision when defaults are written into it."""
+    webhook.run("label", "namespace", str(kubectl.namespace), "kvasir.dev/admission=disabled")
+    before = services.inference_service("before", "pvc://models/m", accelerator={"count": 2}, replicas=0)
+
+    def revision() -> str:
+        return str(services.status(kubectl, "before").get("updateRevision", ""))
+
+    def named(count: int) -> bool:
+        """The API server's own view of the namespace's label lags a little."""
+        patch = f'{{"spec": {{"rollout": {{"revisionHistoryLimit": {count}}}}}}}'
+        kubectl.run("patch", "isvc", "before", "--type=merge", "-p", patch)
+        return "servedName" in (kubectl.get("isvc", "before") or {})["spec"]["model"]
+
+    def applied_unnamed() -> bool:
+        kubectl.run("delete", "isvc", "before", "--ignore-not-found")
+        kubectl.apply(before)
+        return "servedName" not in (kubectl.get("isvc", "before") or {})["spec"]["model"]
+
+    wait_for("the namespace to be left out", applied_unnamed, timeout=15)
+    first = wait_for("a revision", revision, timeout=30)
+    webhook.run("label", "namespace", str(kubectl.namespace), "kvasir.dev/admission-")
+    counts = iter(range(6, 100))
+    wait_for("the defaults to be written", lambda: named(next(counts)), timeout=15)
+    generation = (kubectl.get("isvc", "before") or {})["metadata"]["generation"]
+    wait_for(
+        "the operator to have read them",
+        lambda: services.status(kubectl, "before").get("observedGeneration") == generation,
+        timeout=30,
+    )
+    assert revision() == first
 
 
 def test_the_operators_settings_count(webhook: Kubectl, kubectl: Kubectl) -> None:
