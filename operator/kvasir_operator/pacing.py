@@ -32,14 +32,21 @@ def next_interval(snapshot: Snapshot, before_s: float, pace: Pace, now: datetime
     if starting:
         youngest = min((now - pod.created_at).total_seconds() for pod in starting)
         return max(START_INTERVAL, min(pace.idle_s, youngest / 10))
-    if any(_is_busy(pod) for pod in snapshot.pods):
+    if any(_is_busy(pod) for pod in snapshot.pods) or _waits_for_group(snapshot):
         return pace.busy_s
     return min(pace.idle_s, max(pace.busy_s, before_s * 2))
 
 
 def is_at_rest(snapshot: Snapshot) -> bool:
     """Whether nothing is going to happen to the pods by time alone: all of them serve, and have nothing to do."""
-    return all(pod.stage is Stage.SERVING and not _is_busy(pod) for pod in snapshot.pods)
+    return all(pod.stage is Stage.SERVING and not _is_busy(pod) for pod in snapshot.pods) and not _waits_for_group(
+        snapshot
+    )
+
+
+def _waits_for_group(snapshot: Snapshot) -> bool:
+    """Devices that others let go are told by no event to those that have no pod."""
+    return bool(snapshot.outlook.turn.message)
 
 
 def _is_busy(pod: Pod) -> bool:

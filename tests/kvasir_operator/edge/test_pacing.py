@@ -2,7 +2,9 @@
 
 import pytest
 
-from kvasir_operator.pacing import Pace, next_interval
+from kvasir_operator.pacing import Pace, is_at_rest, next_interval
+from kvasir_operator.placement.groups import Role, Turn
+from kvasir_operator.placement.outlook import Outlook
 from kvasir_operator.planning.state import Stage
 from tests.kvasir_operator.planning.builders import NOW, SILENT, engine, pod, snapshot
 
@@ -32,3 +34,11 @@ def starting(age_s: float):
 def test_next_interval(pods, before: float, interval: float) -> None:
     """Often while something moves, twice as seldom each time that nothing does."""
     assert next_interval(snapshot(pods), before, PACE, NOW) == interval
+
+
+def test_who_waits_for_his_group_is_looked_at_often() -> None:
+    """It has no pods whose events would tell that there is room now."""
+    waits = snapshot(outlook=Outlook(turn=Turn(Role.WAITS, "not yet")))
+    assert next_interval(waits, 30, PACE, NOW) == PACE.busy_s
+    assert not is_at_rest(waits)
+    assert is_at_rest(snapshot())
