@@ -1,6 +1,5 @@
 """The engine on the GPU's kernels, which run in Triton's interpreter where there is no GPU, against the CPU path."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -8,13 +7,13 @@ import torch
 
 from kvasir_runtime.config import CacheConfig, EngineConfig, SchedulerConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
-from kvasir_runtime.engine.llm_engine import LLMEngine
+from kvasir_runtime.engine.llm_engine import Completion, LLMEngine
 from kvasir_runtime.sampling_params import SamplingParams
-from kvasir_runtime.worker.device import find_device
+from kvasir_runtime.worker.device import INTERPRETER, find_device
+from tests.kvasir_runtime.kernels.gpu.device import DEVICE
 
 TINY_LLAMA = Path(__file__).parents[2] / "models" / "tiny-llama"
-GPU = "interpreter" if "TRITON_INTERPRET" in os.environ else "cuda"
-GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+GPU = "cuda" if DEVICE.type == "cuda" else INTERPRETER
 
 
 def engine(device: str, *, budget: int = 48, blocks: int = 64) -> LLMEngine:
@@ -24,22 +23,37 @@ def engine(device: str, *, budget: int = 48, blocks: int = 64) -> LLMEngine:
             dtype="float32",
             device=device,
             num_threads=1,
-            max_model_len=256,
+            max_model_len=96,
             cache=CacheConfig(memory=blocks * 16 * 2 * 4 * 2 * 64 * 4),
             scheduler=SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=budget),
         )
     )
 
 
+def greedy(one: LLMEngine, prompts: list[list[int]], count: int) -> list[Completion]:
+    sampling = SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True)
+    return [completion for (completion,) in one.generate(prompts, sampling)]
+
+
 def test_greedy_tokens_are_those_of_the_cpu_path() -> None:
-    """Prompts in chunks beside decodes, a prefix hit, and several sequences in one decode step."""
-    shared = [1, *range(40, 80)]
-    prompts = [[1, 50, 60, 70], [*shared, 5, 6], [1, *range(100, 170)], [*shared, 9]]
+    """A prompt in two chunks beside another that decodes, and a prefix that is hit."""
+    first, second = [1, 50, 60, 70], [1, *range(40, 60)]
     expected, got = (
-        [one.generate(prompts[:3], GREEDY), one.generate(prompts[3:], GREEDY)] for one in (engine("cpu"), engine(GPU))
+        greedy(one, [first, second], 4) + greedy(one, [[*second[:18], 9]], 2)
+        for one in (engine("cpu", budget=16), engine(GPU, budget=16))
     )
-    assert [c.token_ids for group in got for (c,) in group] == [c.token_ids for group in expected for (c,) in group]
-    assert got[1][0][0].cached_tokens == expected[1][0][0].cached_tokens == 32
+    assert [one.token_ids for one in got] == [one.token_ids for one in expected]
+    assert got[2].cached_tokens == expected[2].cached_tokens == 16
+
+
+@pytest.mark.slow
+def test_long_greedy_texts_are_those_of_the_cpu_path() -> None:
+    """Sequences that grow into further blocks, beside each other and after a preemption."""
+    prompts = [[1, 50, 60, 70], [1, *range(40, 60)], [1, *range(100, 112)]]
+    small = engine(GPU, blocks=8)
+    expected, got = greedy(engine("cpu"), prompts, 21), greedy(small, prompts, 21)
+    assert small.core.stats().preemptions > 0
+    assert [one.token_ids for one in got] == [one.token_ids for one in expected]
 
 
 def test_a_gpu_that_is_not_there_is_an_accelerator_error() -> None:
