@@ -94,7 +94,8 @@ async def stream_once(port: int, tokens: int, prompt: str) -> tuple[float, list[
     """One stream; seconds to its first token, and seconds that each token was on its way."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     body = json.dumps({"prompt": prompt, "max_tokens": tokens, "stream": True}).encode()
-    began, first, delays = time.monotonic(), 0.0, []
+    began, first = time.monotonic(), 0.0
+    delays: list[float] = []
     writer.write(_head(len(body)) + body)
     while len(delays) < tokens:
         line = await reader.readline()

@@ -12,6 +12,9 @@ from kvasir_runtime.contract.router_api import RouterConfig, RouterEndpoint, Rou
 REPORT_VALID_S: Final = 30.0
 """How long a load that the operator told counts: it looks at busy replicas every few seconds."""
 
+SWAP_TOKENS: Final = 4096
+"""Tokens in flight that cost about as much time as an adapter takes on its way to the device."""
+
 GOLDEN: Final = 0.6180339887498949
 """Steps of the golden ratio spread evenly over [0, 1), however few there are."""
 
@@ -136,12 +139,12 @@ class Fleet:
 def _with_adapter(model: str, usable: dict[str, Endpoint], now: float) -> dict[str, Endpoint]:
     """Replicas that serve the adapter `model`; of these, those that have it on the device, unless they are busier.
 
-    A replica that has it not must swap it in, which is worth less than waiting behind twice the others' work.
+    A replica that has it not must swap it in, which is worth waiting behind `SWAP_TOKENS` and half as much work again.
     """
     serving = {name: each for name, each in usable.items() if model in (each.spec.adapters or ())}
     resident = {name: each for name, each in serving.items() if model in each.spec.resident}
     if not resident or len(resident) == len(serving):
         return serving or usable
     mean = sum(each.load(now) for each in serving.values()) / len(serving)
-    calm = {name: each for name, each in resident.items() if each.load(now) <= 2 * mean}
+    calm = {name: each for name, each in resident.items() if each.load(now) <= 1.5 * mean + SWAP_TOKENS}
     return calm or serving
