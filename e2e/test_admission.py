@@ -39,10 +39,10 @@ def webhook(environment: Environment, tmp_path_factory: pytest.TempPathFactory) 
         system.run("rollout", "status", f"deployment/{operator.DEPLOYMENT}", "--timeout=120s", timeout=130)
         yield kubectl
     finally:
+        operator.install(kubectl)  # first, or operators would ask for what they may not any more
         kubectl.run("delete", CONFIGURATIONS, names.WEBHOOK_CONFIGURATION)
         kubectl.run("delete", "clusterrole,clusterrolebinding", names.WEBHOOK)
         system.run("delete", "role,rolebinding,service,secret", names.WEBHOOK)
-        operator.install(kubectl)
 
 
 def kustomization(folder: Path) -> Object:

@@ -164,6 +164,24 @@ def test_golden_prompts_keep_a_model_out_that_answers_otherwise(
     assert services.condition(service, "Degraded")["status"] == "False"
 
 
+def test_errors_of_a_new_revision_bring_the_old_one_back(
+    environment: Environment, kubectl: Kubectl, model_uri: str
+) -> None:
+    """A setting that lets the engine start and has it refuse what waits: told with the numbers, and undone."""
+    rollout = {"autoRollback": {"errorRate": 0.02}}
+    kubectl.apply(services.inference_service("tiny", model_uri, rollout=rollout))
+    services.wait_ready(kubectl, "tiny")
+    old = services.status(kubectl, "tiny")["updateRevision"]
+    with services.endpoint(environment, kubectl, "tiny") as base, streams(base, 8):
+        change(kubectl, "tiny", engine={"extraArgs": ["--queue-timeout", "0.001"]})
+        wait_progress(kubectl, "tiny", "RolledBack", timeout=180)
+        services.wait_ready(kubectl, "tiny")
+    failure = services.status(kubectl, "tiny")["lastFailure"]
+    assert failure["cause"] == "MoreErrorsThanBefore"
+    assert "requests of the last minute failed" in failure["message"]
+    assert {pod["metadata"]["labels"]["kvasir.dev/revision"] for pod in services.pods(kubectl, "tiny")} == {old}
+
+
 def test_pause_resume_and_going_back(kubectl: Kubectl, model_uri: str, other_model: str) -> None:
     """With kubectl alone: `spec.rollout.paused`, the history, and the annotation `kvasir.dev/rollback-to`."""
     kubectl.apply(services.inference_service("tiny", model_uri))
