@@ -36,8 +36,7 @@ def environment() -> Iterator[Environment]:
     """The cluster, with images of this checkout on its node."""
     made = ensure_cluster()
     ensure_images()
-    operator.install(made.kubectl)
-    operator.restart(made.kubectl)
+    operator.reinstall(made.kubectl)
     with reading(made.kubectl) as kubectl:
         yield Environment(kubectl, made.own)
 

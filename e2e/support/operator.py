@@ -15,8 +15,12 @@ def install(kubectl: Kubectl) -> None:
     kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
 
 
-def restart(kubectl: Kubectl) -> None:
-    """Make the operator's pods anew, so that they run the image that was loaded last."""
+def reinstall(kubectl: Kubectl) -> None:
+    """Apply the overlay and make the pods anew, so that they run the image that was loaded last.
+
+    Those that are there may be of an image that cannot start: nobody waits for them.
+    """
+    kubectl.run("apply", "-k", str(OVERLAY))
     kubectl.within(NAMESPACE).run("rollout", "restart", f"deployment/{DEPLOYMENT}")
     kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
 
