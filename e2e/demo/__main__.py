@@ -70,10 +70,9 @@ def _timed(laps: list[Lap], name: str, part: Callable[[], T]) -> T:
 
 def _install(kubectl: Kubectl) -> None:
     _say(f"kubectl apply -k {operator.OVERLAY.relative_to(ROOT)}")
-    before = operator.pods(kubectl) if kubectl.get("namespace", operator.NAMESPACE) else []
-    operator.install(kubectl)
-    if before:  # its image may have been built anew under the same tag
-        operator.restart(kubectl)
+    there = kubectl.get("namespace", operator.NAMESPACE) is not None
+    # Its image may have been built anew under the same tag.
+    (operator.reinstall if there else operator.install)(kubectl)
     console.print("the operator is ready")
 
 
