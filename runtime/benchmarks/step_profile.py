@@ -59,11 +59,12 @@ def watch(core: EngineCore, clock: Clock) -> None:
             (layer.attention, "qkv", "q, k and v"),
             (layer.attention, "out", "attention's output"),
             (layer.mlp, "gate_up", "gate and up"),
-            (layer.mlp, "activate", "activation"),
             (layer.mlp, "down", "down"),
             (layer.attention_norm, "add_and_norm", "norms"),
             (layer.mlp_norm, "add_and_norm", "norms"),
         ]
+        if layer.mlp.activate is not None:
+            places.append((layer.mlp, "activate", "activation"))
     for owner, name, part in places:
         setattr(owner, name, clock.timed(part, getattr(owner, name)))
 

@@ -50,6 +50,16 @@ class LoadContext:
         self.taken.append(packed.nbytes if self.method.copies else 0)
         return packed
 
+    def silu_gated(self, gate: str, gated: str, in_features: int, out_features: int) -> PackedLinear | None:
+        """`silu(gate(x)) * gated(x)` in one, without biases; None where it has to be put together."""
+        if self.lora is not None or not self.method.gates(out_features, in_features):
+            return None
+        shape = (out_features, in_features)
+        weights = [self.checkpoint.tensor(f"{name}.weight", shape).to(self.dtype) for name in (gate, gated)]
+        packed = self.method.pack_silu_gated(*weights)
+        self.taken.append(packed.nbytes)
+        return packed
+
     def linear(
         self, names: Sequence[str], in_features: int, out_features: Sequence[int], *, bias: bool
     ) -> PackedLinear:

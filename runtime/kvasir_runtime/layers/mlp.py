@@ -1,5 +1,6 @@
 """The gated feed-forward network of one layer."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -15,7 +16,10 @@ class FeedForward(Protocol):
 
 
 class GatedMLP:
-    """`down(act(gate(x)) * up(x))`, gate and up in one matrix multiplication. The names are those of the tensors."""
+    """`down(act(gate(x)) * up(x))`, gate and up in one matrix multiplication. The names are those of the tensors.
+
+    `activate` is None where the multiplication does that, too.
+    """
 
     def __init__(
         self,
@@ -28,11 +32,16 @@ class GatedMLP:
         down: str = "down_proj",
     ) -> None:
         hidden, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_up = load.linear([f"{prefix}.{gate}", f"{prefix}.{up}"], hidden, [inner, inner], bias=bias)
-        self.activate = {"silu": load.ops.silu_and_mul, "gelu_pytorch_tanh": load.ops.gelu_tanh_and_mul}[
-            config.activation
-        ]
-        self.down = load.linear([f"{prefix}.{down}"], inner, [hidden], bias=bias)
+        gate, up, down = (f"{prefix}.{name}" for name in (gate, up, down))
+        fused = load.silu_gated(gate, up, hidden, inner) if config.activation == "silu" and not bias else None
+        self.gate_up = fused or load.linear([gate, up], hidden, [inner, inner], bias=bias)
+        self.activate = None if fused else _activation(config, load)
+        self.down = load.linear([down], inner, [hidden], bias=bias)
 
     def __call__(self, x_TD: Tensor) -> Tensor:
-        return self.down(self.activate(self.gate_up(x_TD)))
+        inner_TF = self.gate_up(x_TD)
+        return self.down(self.activate(inner_TF) if self.activate else inner_TF)
+
+
+def _activation(config: DecoderConfig, load: LoadContext) -> Callable[[Tensor], Tensor]:
+    return {"silu": load.ops.silu_and_mul, "gelu_pytorch_tanh": load.ops.gelu_tanh_and_mul}[config.activation]

@@ -28,3 +28,11 @@ class LinearMethod(Protocol):
 
     def pack(self, weight_OI: Tensor, bias_O: Tensor | None) -> PackedLinear:
         """Take over a weight, which is the result's to keep; a packed form does not refer to it any more."""
+
+    def gates(self, outputs: int, inputs: int) -> bool:  # noqa: ARG002 - most formats never do
+        """Whether `pack_silu_gated` takes weights of that shape."""
+        return False
+
+    def pack_silu_gated(self, gate_OI: Tensor, gated_OI: Tensor) -> PackedLinear:
+        """`silu(x Gᵀ) * (x Wᵀ)` in one: `[R, O]`."""
+        raise NotImplementedError

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library
+from kvasir_runtime.quantization.base import LinearMethod
 
 
 class Int8Linear:
@@ -55,7 +56,7 @@ class Int8Linear:
         return out_RO
 
 
-class Int8Method:
+class Int8Method(LinearMethod):
     """For float32 and bfloat16 checkpoints, quantized as they are loaded."""
 
     name = "int8"

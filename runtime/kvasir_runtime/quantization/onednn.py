@@ -7,6 +7,8 @@ activations that reaches about half of the memory bandwidth that the blocked lay
 import torch
 from torch import Tensor
 
+from kvasir_runtime.quantization.base import LinearMethod
+
 _EXPECTED_ROWS = 16
 """Rows that the layout is chosen for: a decode batch. It serves other numbers of rows nearly as well."""
 
@@ -23,7 +25,7 @@ class OneDnnLinear:
         return out_RO
 
 
-class OneDnnMethod:
+class OneDnnMethod(LinearMethod):
     """No quantization, but packed."""
 
     name = "none"

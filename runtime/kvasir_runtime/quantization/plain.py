@@ -3,6 +3,8 @@
 from torch import Tensor
 from torch.nn import functional
 
+from kvasir_runtime.quantization.base import LinearMethod
+
 
 class PlainLinear:
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None) -> None:
@@ -14,7 +16,7 @@ class PlainLinear:
         return functional.linear(x_RI, self.weight_OI, self.bias_O)
 
 
-class PlainMethod:
+class PlainMethod(LinearMethod):
     """No quantization, no packing."""
 
     name = "none"

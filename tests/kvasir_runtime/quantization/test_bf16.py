@@ -5,6 +5,7 @@ import torch
 
 from kvasir_runtime.huge_pages import Arena
 from kvasir_runtime.kernels.cpu.library import Library
+from kvasir_runtime.layers.ops import TorchOps
 from kvasir_runtime.quantization.bf16 import Bf16Linear, Bf16Method
 from kvasir_runtime.quantization.plain import PlainLinear
 from tests.kvasir_runtime.kernels import variants
@@ -61,3 +62,30 @@ def test_no_rows(library: Library) -> None:
 
 def test_an_odd_number_of_inputs_is_left_to_torch(library: Library) -> None:
     assert isinstance(Bf16Method(library).pack(torch.randn(32, 63).bfloat16(), None), PlainLinear)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 16, 17, 40, 300])
+@pytest.mark.parametrize("shape", [(16, 64), (48, 62), (176, 256)])
+def test_a_gated_product_is_that_of_two_steps(library: Library, rows: int, shape: tuple[int, int]) -> None:
+    gate, gated, x = (
+        torch.randn(shape).bfloat16(),
+        torch.randn(shape).bfloat16(),
+        torch.randn(rows, shape[1]).bfloat16(),
+    )
+    method = Bf16Method(library)
+    assert method.gates(*shape)
+    both = method.pack(torch.cat((gate, gated)), None)(x)
+    want = TorchOps().silu_and_mul(both.float()).bfloat16()
+    torch.testing.assert_close(method.pack_silu_gated(gate, gated)(x), want, rtol=2**-7, atol=1e-6)
+
+
+def test_a_gated_row_does_not_depend_on_its_neighbours(library: Library) -> None:
+    linear = Bf16Method(library).pack_silu_gated(torch.randn(96, 64).bfloat16(), torch.randn(96, 64).bfloat16())
+    x = torch.randn(200, 64).bfloat16()
+    whole = linear(x)
+    assert all(torch.equal(linear(x[:rows]), whole[:rows]) for rows in (1, 2, 7, 16, 17, 30, 130))
+
+
+def test_what_cannot_be_gated_in_one(library: Library) -> None:
+    assert not Bf16Method(library).gates(17, 64)
+    assert not Bf16Method(library).gates(16, 63)

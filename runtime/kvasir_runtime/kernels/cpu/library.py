@@ -26,6 +26,7 @@ _SIGNATURES: Final[dict[str, list[Any]]] = {
     "kvasir_linear_int8": [c_int, *[_POINTER] * 6, *[_SIZE] * 3, c_int],
     "kvasir_pack_bf16": [*[_POINTER] * 2, *[_SIZE] * 2, c_int],
     "kvasir_linear_bf16": [*[_POINTER] * 4, *[_SIZE] * 3, c_int],
+    "kvasir_silu_gated_bf16": [*[_POINTER] * 3, *[_SIZE] * 3, c_int],
 }
 
 Kernel = Callable[..., None]
@@ -48,6 +49,7 @@ class Library:
         self.linear_int8: Kernel = library.kvasir_linear_int8
         self.pack_bf16: Kernel = library.kvasir_pack_bf16
         self.linear_bf16: Kernel = library.kvasir_linear_bf16
+        self.silu_gated_bf16: Kernel = library.kvasir_silu_gated_bf16
         for function in (library.kvasir_int8_bytes, library.kvasir_bf16_bytes):
             function.argtypes, function.restype = [_SIZE, _SIZE], _SIZE
         self.int8_bytes: Callable[[int, int], int] = library.kvasir_int8_bytes

@@ -23,13 +23,15 @@ constexpr int64_t MOST_GROUP = 32;   // panels of one piece of work
 constexpr int64_t FAR = 512 * LINE;  // how far ahead of its use a panel is fetched from memory
 constexpr int64_t NEAR = 16 * LINE;  // and from the second-level cache
 
-// A call's arguments, and where in them a piece of work begins.
+// A call's arguments. A gated one has twice as many panels as its outputs fill: each of a gate, then of what it gates.
 struct Bf16Call {
     const bf16 *x;         // [R, I]
     const char *panels;    // [ceil(O / PANEL), I / 2, PANEL, 2]
     const float *bias;     // [O] or null
     bf16 *out;             // [R, O]
     int64_t rows, outputs, inputs;
+
+    int64_t panel_count() const { return (outputs + PANEL - 1) / PANEL; }
 };
 
 // Bias, rounding and storing of R rows by one panel.
@@ -42,9 +44,25 @@ void finish(const Bf16Call &d, int64_t row, int64_t panel, const __m512 *sums, i
         _mm256_mask_storeu_epi16(d.out + (row + r) * d.outputs + at, kept, (__m256i)_mm512_cvtneps_pbh(sums[r * step] + bias));
 }
 
-// All R rows, transposed to x[I / 2][R], by one panel.
+inline v16 rounded(__m512 sums) {
+    const __m256bh narrow = _mm512_cvtneps_pbh(sums);
+    return load16(reinterpret_cast<const bf16 *>(&narrow));
+}
+
+// SiLU of R rows by a gate's panel times those by the next one, each rounded before as a result of its own would be.
 template <int R>
-void multiply_few(const Bf16Call &d, const int32_t *x, int64_t panel) {
+void finish_gated(const Bf16Call &d, int64_t row, int64_t panel, const __m512 *gates, const __m512 *others, int step) {
+    for (int r = 0; r < R; r++) {
+        const v16 gate = rounded(gates[r * step]), e = exp16(gate < 0 ? gate : -gate);
+        // sigmoid(gate) from exp(-|gate|), which cannot overflow.
+        store16(d.out + (row + r) * d.outputs + panel / 2 * PANEL,
+                gate * (gate >= 0 ? all(1.0f) : e) / (1.0f + e) * rounded(others[r * step]));
+    }
+}
+
+// Sums of all R rows, transposed to x[I / 2][R], by one panel.
+template <int R>
+inline __attribute__((always_inline)) void sum_few(const Bf16Call &d, const int32_t *x, int64_t panel, __m512 *totals) {
     const int64_t pairs = d.inputs / 2;
     const char *weights = d.panels + panel * pairs * LINE;
     __m512 sums[R] = {};
@@ -54,12 +72,22 @@ void multiply_few(const Bf16Call &d, const int32_t *x, int64_t panel) {
         _mm_prefetch(weights + k * LINE + NEAR, _MM_HINT_T0);
         for (int r = 0; r < R; r++) sums[r] = _mm512_dpbf16_ps(sums[r], pair, (__m512bh)_mm512_set1_epi32(x[k * R + r]));
     }
-    finish<R>(d, 0, panel, sums, 1);
+    std::copy_n(sums, R, totals);
+}
+
+// All rows by one panel, or by a gate's and the one after it.
+template <int R, bool GATED>
+void multiply_few(const Bf16Call &d, const int32_t *x, int64_t panel) {
+    __m512 sums[2][R];
+    sum_few<R>(d, x, panel, sums[0]);
+    if (!GATED) return finish<R>(d, 0, panel, sums[0], 1);
+    sum_few<R>(d, x, panel + 1, sums[1]);
+    finish_gated<R>(d, 0, panel, sums[0], sums[1], 1);
 }
 
 // R rows from `row` on by N panels from `panel` on; meanwhile `lines` are fetched from `next` on.
 // Three rows share a pointer: an address has room for twice a stride.
-template <int R, int N>
+template <int R, int N, bool GATED>
 void multiply_many(const Bf16Call &d, int64_t row, int64_t panel, const char *next, int64_t lines) {
     const int64_t stride = d.inputs * sizeof(bf16), pairs = d.inputs / 2, size = pairs * LINE;
     const char *weights = d.panels + panel * size, *x[(R + 2) / 3];
@@ -78,23 +106,26 @@ void multiply_many(const Bf16Call &d, int64_t row, int64_t panel, const char *ne
             for (int n = 0; n < N; n++) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], (__m512bh)_mm512_set1_epi32(two), pair[n]);
         }
     }
+    if (GATED) return finish_gated<R>(d, row, panel, sums[0], sums[0] + 1, N);
     for (int n = 0; n < N; n++) finish<R>(d, row, panel + n, sums[0] + n, N);
 }
 
 // By number of rows less one.
-template <int... R>
+template <bool GATED, int... R>
 constexpr auto few_rows(std::integer_sequence<int, R...>) {
-    return std::array{multiply_few<R + 1>...};
+    return std::array{multiply_few<R + 1, GATED>...};
 }
 
-template <int N, int... R>
+template <int N, bool GATED, int... R>
 constexpr auto many_rows(std::integer_sequence<int, R...>) {
-    return std::array{multiply_many<R + 1, N>...};
+    return std::array{multiply_many<R + 1, N, GATED>...};
 }
 
-constexpr auto FEW_ROWS = few_rows(std::make_integer_sequence<int, FEW>{});
-constexpr auto ONE_PANEL = many_rows<1>(std::make_integer_sequence<int, TALL>{});
-constexpr auto TWO_PANELS = many_rows<2>(std::make_integer_sequence<int, TALL>{});
+template <bool GATED>
+constexpr auto FEW_ROWS = few_rows<GATED>(std::make_integer_sequence<int, FEW>{});
+template <bool GATED>
+constexpr auto TWO_PANELS = many_rows<2, GATED>(std::make_integer_sequence<int, TALL>{});
+constexpr auto ONE_PANEL = many_rows<1, false>(std::make_integer_sequence<int, TALL>{});
 
 // Sixteen vectors become their own columns, in four rounds of exchanging: neighbours, pairs, fours, eights.
 inline __attribute__((always_inline)) void exchange(__m512i *v) {
@@ -133,6 +164,7 @@ void transpose(const Bf16Call &d, int32_t *out) {
     }
 }
 
+template <bool GATED>
 void linear_few(const Bf16Call &d, int threads) {
     static thread_local std::vector<int32_t> transposed;  // kept from call to call
     const int32_t *x = reinterpret_cast<const int32_t *>(d.x);
@@ -141,9 +173,9 @@ void linear_few(const Bf16Call &d, int threads) {
         transpose(d, transposed.data());
         x = transposed.data();
     }
-    const int64_t panels = (d.outputs + PANEL - 1) / PANEL;
+    const int64_t panels = d.panel_count();
 #pragma omp parallel for num_threads(threads)
-    for (int64_t panel = 0; panel < panels; panel++) FEW_ROWS[d.rows - 1](d, x, panel);
+    for (int64_t panel = 0; panel < panels; panel++) FEW_ROWS<GATED>[d.rows - 1](d, x, GATED ? 2 * panel : panel);
 }
 
 // The whole split into as few equal parts as keep each at `most`.
@@ -152,8 +184,9 @@ int64_t equal_part(int64_t whole, int64_t most) {
     return (whole + parts - 1) / parts;
 }
 
+template <bool GATED>
 void linear_many(const Bf16Call &d, int threads) {
-    const int64_t panels = (d.outputs + PANEL - 1) / PANEL, pairs = d.inputs / 2;
+    const int64_t panels = (GATED ? 2 : 1) * d.panel_count(), pairs = d.inputs / 2;
     const int64_t rows = equal_part(d.rows, std::max<int64_t>(CHUNK / (d.inputs * sizeof(bf16)), 4 * TALL));
     const int64_t chunks = (d.rows + rows - 1) / rows;
     // Pieces small enough that all threads end at about the same time; an even number of panels each.
@@ -169,7 +202,7 @@ void linear_many(const Bf16Call &d, int threads) {
         for (int64_t panel = begin; panel < end; panel += 2) {
             const char *next = d.panels + (panel + 2) * pairs * LINE;
             for (int64_t row = top; row < bottom; row += tall, next += share * LINE)
-                (panel + 1 == end ? ONE_PANEL : TWO_PANELS)[std::min(tall, bottom - row) - 1](d, row, panel, next, share);
+                (panel + 1 == end ? ONE_PANEL : TWO_PANELS<GATED>)[std::min(tall, bottom - row) - 1](d, row, panel, next, share);
         }
     }
 }
@@ -195,8 +228,15 @@ void kvasir_pack_bf16(const bf16 *weight, bf16 *panels, int64_t outputs, int64_t
 void kvasir_linear_bf16(const bf16 *x, const char *panels, const float *bias, bf16 *out, int64_t rows, int64_t outputs,
                         int64_t inputs, int threads) {
     const Bf16Call call{x, panels, bias, out, rows, outputs, inputs};
-    if (rows > FEW) linear_many(call, threads);
-    else if (rows > 0) linear_few(call, threads);
+    if (rows > FEW) linear_many<false>(call, threads);
+    else if (rows > 0) linear_few<false>(call, threads);
+}
+
+// `outputs`, a multiple of PANEL, gated: panels of gate and gated take turns.
+void kvasir_silu_gated_bf16(const bf16 *x, const char *panels, bf16 *out, int64_t rows, int64_t outputs, int64_t inputs, int threads) {
+    const Bf16Call call{x, panels, nullptr, out, rows, outputs, inputs};
+    if (rows > FEW) linear_many<true>(call, threads);
+    else if (rows > 0) linear_few<true>(call, threads);
 }
 }
 
@@ -209,6 +249,8 @@ int64_t kvasir_bf16_bytes(int64_t, int64_t) { return 0; }
 void kvasir_pack_bf16(const bf16 *, bf16 *, int64_t, int64_t, int) {}
 
 void kvasir_linear_bf16(const bf16 *, const char *, const float *, bf16 *, int64_t, int64_t, int64_t, int) {}
+
+void kvasir_silu_gated_bf16(const bf16 *, const char *, bf16 *, int64_t, int64_t, int64_t, int) {}
 }
 
 #endif
