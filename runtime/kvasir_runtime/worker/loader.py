@@ -28,7 +28,7 @@ from kvasir_runtime.kernels.cpu.ops import CpuOps
 from kvasir_runtime.layers.linear import LoadContext
 from kvasir_runtime.layers.ops import Ops, TorchOps
 from kvasir_runtime.lora.image import STORED_TYPES
-from kvasir_runtime.lora.kernels import CpuLora, TorchLora
+from kvasir_runtime.lora.kernels import CpuLora, LoraKernel, TorchLora
 from kvasir_runtime.lora.runtime import LoraRuntime
 from kvasir_runtime.lora.targets import projections
 from kvasir_runtime.models.checkpoint import Checkpoint
@@ -211,9 +211,18 @@ def make_lora(config: EngineConfig, resolved: Resolved) -> LoraRuntime | None:
             f"adapters need dtype {' or '.join(STORED_TYPES)}, got {resolved.dtype}",
             "set dtype to bfloat16",
         )
-    library = load_library()
-    kernel = TorchLora() if library is None else CpuLora(library)
+    kernel = choose_lora(resolved.device)
     return LoraRuntime(config.adapters.max_loras, kernel, frozenset(projections(resolved.shape)))
+
+
+def choose_lora(device: Device) -> LoraKernel:
+    """What adds adapters on this device."""
+    if device.triton:
+        from kvasir_runtime.lora.gpu import TritonLora  # noqa: PLC0415 - imports Triton
+
+        return TritonLora(device.torch)
+    library = load_library()
+    return TorchLora() if library is None else CpuLora(library)
 
 
 def _load_model(

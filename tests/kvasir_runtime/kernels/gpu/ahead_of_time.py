@@ -23,7 +23,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from kvasir_runtime.attention.metadata import AttentionSpec, Sequences
+from kvasir_runtime.kernels.gpu.activation import gate_and_mul
 from kvasir_runtime.kernels.gpu.decode_attention import decode_attention, plan_splits
+from kvasir_runtime.kernels.gpu.lora import LoraGroups, LoraStack, add_adapters, output_blocks
+from kvasir_runtime.kernels.gpu.norm import rms_norm
 from kvasir_runtime.kernels.gpu.paged_kv import cache_width
 from kvasir_runtime.kernels.gpu.prefill_attention import prefill_attention
 from kvasir_runtime.kernels.gpu.rope_kv import rope_and_write
@@ -72,6 +75,25 @@ def rope(spec: AttentionSpec, kv_dtype: torch.dtype = BF16) -> None:
     rope_and_write(q, kv, kv, torch.zeros(64, spec.head_dim), cache, slots, slots)
 
 
+def lora(rank: int) -> None:
+    inputs, outputs = 4096, [4096, 1024, 1024]
+    ones = torch.ones(8, dtype=torch.int32)
+    blocks = [torch.tensor(column, dtype=torch.int32) for column in output_blocks([0, 4096, 5120, 6144])]
+    a, b = torch.zeros(8, len(outputs), rank, inputs, dtype=BF16), torch.zeros(8, sum(outputs), rank, dtype=BF16)
+    groups = LoraGroups(torch.ones(ROWS, dtype=torch.int32), torch.ones(9, dtype=torch.int32), ones)
+    x, out = torch.zeros(ROWS, inputs, dtype=BF16), torch.zeros(ROWS, sum(outputs), dtype=BF16)
+    add_adapters(x, out, groups, LoraStack(a, b, *blocks))
+
+
+def small_operations() -> None:
+    x, residual, weight = torch.zeros(ROWS, 4096, dtype=BF16), torch.zeros(ROWS, 4096, dtype=BF16), torch.zeros(4096)
+    rms_norm(x, weight, 1e-6)
+    rms_norm(x, weight, 1e-6, residual)
+    rms_norm(torch.zeros(ROWS, 32, 128, dtype=BF16), torch.zeros(128), 1e-6)
+    gate_and_mul(torch.zeros(ROWS, 28672, dtype=BF16), gelu=False)
+    gate_and_mul(torch.zeros(ROWS, 28672, dtype=BF16), gelu=True)
+
+
 LLAMA_8B: Final = AttentionSpec(32, 8, 128, 0.09)
 QWEN_HALF_B: Final = AttentionSpec(14, 2, 64, 0.125)
 GEMMA2_9B: Final = AttentionSpec(16, 8, 256, 0.0625, window=4096, softcap=50.0)
@@ -80,6 +102,9 @@ CASES: Final[dict[str, Callable[[], Any]]] = {
     "decode": lambda: decode(LLAMA_8B),
     "prefill": lambda: prefill(LLAMA_8B),
     "rope": lambda: rope(LLAMA_8B),
+    "small": small_operations,
+    "lora-16": lambda: lora(16),
+    "lora-64": lambda: lora(64),
     "decode-64": lambda: decode(QWEN_HALF_B),
     "prefill-64": lambda: prefill(QWEN_HALF_B),
     "decode-256-window-softcap": lambda: decode(GEMMA2_9B),
