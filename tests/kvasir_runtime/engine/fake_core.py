@@ -30,6 +30,8 @@ from kvasir_runtime.engine.messages import (
     LoadAdapter,
     PrefixesListed,
     PrefixReport,
+    ResetCache,
+    SaveCache,
     SleepDone,
     StartupProgress,
     StepOutputs,
@@ -93,6 +95,10 @@ class FakeCore:
             found = [PrefixReport(list(range(16 * n)), 4.0 / n, 16, "", "", "") for n in range(1, 4)]
             salted = [PrefixReport([7] * 16, 9.0, 16, "", "", "tenant")] if call.salted else []
             return PrefixesListed(call.call_id, [*salted, *found][: call.count])
+        if isinstance(call, SaveCache):
+            return CacheSaved(call.call_id, 7, complete=True)
+        if isinstance(call, ResetCache):
+            return CacheReset(call.call_id, {"device": 5} | ({"disk": 2} if call.files else {}))
         if self.has_work():
             return SleepDone(call.call_id, self.level, error="requests still run")
         freed, self.level = 1000 * (call.level - self.level), call.level
