@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from kvasir_router.settings import RouterSettings
 from kvasir_runtime.contract.router_api import RouterConfig, RouterEndpoint
 from kvasir_runtime.edge.auth import BearerTokens
 from kvasir_runtime.edge.gates import OperatorGate, UserGate
+from kvasir_runtime.edge.http_protocol import BoundedHttpProtocol
 from kvasir_runtime.edge.http_server import make_server
 
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
@@ -105,6 +106,11 @@ class Running:
         return await self.client.post(f"{self.url}/v1/completions", json=body, headers=headers)
 
 
+async def at_least(items: Sized, count: int) -> None:
+    """Let the loop run until there are so many."""
+    await eventually(lambda: len(items) >= count)
+
+
 async def eventually(condition: Callable[[], bool]) -> None:
     """Let the loop run until `condition` holds; the test's own timeout is the bound."""
     while not condition():  # noqa: ASYNC110 - it happens in the router, which has no events for tests
@@ -145,4 +151,4 @@ async def serve(app: Any) -> asyncio.Server:
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: config.http_protocol_class(config, state, {}), "127.0.0.1", 0)
+    return await loop.create_server(lambda: BoundedHttpProtocol(config, state, {}), "127.0.0.1", 0)

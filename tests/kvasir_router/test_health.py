@@ -44,6 +44,7 @@ def test_who_fails_again_is_left_alone_for_longer():
     """1, 2, 4 … at most 30 s."""
     health, now, waits = opened(), 0.0, []
     for _ in range(7):
+        assert health.open_until is not None
         waits.append(health.open_until - now)
         now = health.open_until
         health.asked(now)

@@ -3,7 +3,7 @@
 import asyncio
 
 from kvasir_router.waiting_room import WaitingRoom
-from tests.kvasir_router.backends import eventually
+from tests.kvasir_router.backends import at_least, eventually
 from tests.kvasir_router.test_proxy import script
 
 
@@ -69,10 +69,10 @@ async def test_held_requests_go_at_the_warmed_concurrency(start, replicas):
     asking = []
     for number in range(7):
         asking.append(asyncio.create_task(router.complete(headers={"X-Request-Id": f"id-{number}"})))
-        await eventually(lambda count=number + 1: len(router.router.room) == count)
+        await at_least(router.router.room, number + 1)
     router.use(replica.endpoint(max_concurrency=2))
     for done in range(7):
-        await eventually(lambda count=done: len(order) >= min(7, count + 2))
+        await at_least(order, min(7, done + 2))
         step.release()
     assert {(await each).status_code for each in asking} == {200}
     assert (most, [int(each.removeprefix("id-")) for each in order]) == (2, list(range(7)))

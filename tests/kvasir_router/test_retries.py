@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from tests.kvasir_router.backends import WHOLE, error_answer, eventually
+from tests.kvasir_router.backends import WHOLE, at_least, error_answer, eventually
 from tests.kvasir_router.test_proxy import STREAM, chunk, script
 
 
@@ -125,12 +125,10 @@ async def test_no_error_while_replicas_come_and_go(start, replicas):
 
     clients = [asyncio.create_task(client(number)) for number in range(8)]
     for round_ in range(2, 8):
-        target = len(statuses) + 40
-        await eventually(lambda goal=target: len(statuses) >= goal)
+        await at_least(statuses, len(statuses) + 40)
         leaving = current.pop(0)
         leaving.script = script(error_answer(503, "draining"))  # it drains before the router is told
-        target = len(statuses) + 10
-        await eventually(lambda goal=target: len(statuses) >= goal)
+        await at_least(statuses, len(statuses) + 10)
         await leaving.stop()
         current.append(await replicas(f"r{round_}"))
         router.use(*(each.endpoint() for each in current))
