@@ -194,7 +194,7 @@ def _place(missing: list[Member], inventory: Inventory, left: Left) -> list[Memb
 def _party(group: list[Member]) -> tuple[Waiter, ...]:
     """What preemption has to find devices for, all of it or nothing."""
     missing = _missing(group)
-    if len(group) < _size(group) or any(each.helpless for each in missing):
+    if len(group) < _size(group) or is_whole(group) or any(each.helpless for each in missing):
         return ()
     return tuple(
         Waiter(each.service, each.demand, each.priority, each.since) for each in missing if each.demand is not None

@@ -161,6 +161,7 @@ def test_devices_are_asked_for_together_or_not_at_all() -> None:
     [party] = decide([member("a", placed=True), member("b", 2), member("c", 0)], cluster()).parties
     assert [(each.service, each.demand.count) for each in party] == [("b", 2)]
     assert decide([member("a")], cluster()).parties == ()
+    assert decide([member("a", serves=True), member("b")], cluster()).parties == (), "it waits as a service of its own"
     assert decide([member("a"), member("b", turned_away=True, helpless=True)], cluster()).parties == ()
     assert len(decide([member("a"), member("b", turned_away=True)], cluster()).parties[0]) == 2
 
