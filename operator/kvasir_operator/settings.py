@@ -203,8 +203,8 @@ class Settings(BaseModel):
     metrics_port: int = Field(default=8080, ge=1, le=65535, description="Port of /metrics.")
     webhook: bool = Field(
         default=False,
-        description="Whether InferenceServices are checked before they are stored. Off, since it needs the objects of "
-        "manifests/components/webhook, which turns it on; conditions say the same without it.",
+        description="Whether InferenceServices get defaults and are checked before they are stored. Off, since it "
+        "needs the objects of manifests/components/webhook, which turns it on; conditions say the same without it.",
     )
     webhook_port: int = Field(
         default=9443, ge=1, le=65535, description="Port of the admission webhook, where it is on; HTTPS."
