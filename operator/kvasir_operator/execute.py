@@ -40,15 +40,20 @@ from kvasir_operator.planning.actions import (
     DeletePod,
     Drain,
     DropRevision,
+    HandOverPrefixes,
+    KeepPrefixes,
     KeepRevision,
     MarkRevision,
     SetGates,
     SetReplicas,
     TellAdapters,
     Undrain,
+    WarmthAction,
+    WarmUp,
 )
 from kvasir_operator.planning.replicas import least_available
 from kvasir_operator.planning.state import Snapshot
+from kvasir_operator.prefix_keeper import PrefixKeeper
 from kvasir_operator.resources import names
 from kvasir_operator.resources.budget import build_budget
 from kvasir_operator.resources.inspection import build_inspection_pod
@@ -62,6 +67,8 @@ from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
 from kvasir_operator.store import ServiceKey, Store, owner_uid
 from kvasir_operator.tokens import Tokens
+from kvasir_operator.warmer import Warmer
+from kvasir_operator.warmth import Warmth
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +99,14 @@ class Executor:
         tokens: Tokens,
         settings: Settings,
         clock: Callable[[], datetime],
+        warmth: Warmth,
     ) -> None:
+        """`warmth` is what observation reads: works that take minutes note in it how they end."""
         self._cluster = cluster
         self._scraper = scraper
         self._keeper = RevisionKeeper(cluster, scraper, store, clock)
+        self._prefixes = PrefixKeeper(cluster, scraper, warmth, clock)
+        self.warmer = Warmer(cluster, scraper, self._prefixes, warmth, clock)
         self._store = store
         self._tokens = tokens
         self._settings = settings
@@ -138,18 +149,30 @@ class Executor:
                 await self._set_gates(meta, action)
             case SetReplicas():
                 await self._set_replicas(meta, action)
-            case Drain() | Undrain() | TellAdapters():
-                await self._tell_engine(action, token or "")
+            case Drain() | Undrain() | TellAdapters() | WarmUp() | KeepPrefixes() | HandOverPrefixes():
+                await self._ask_engines(snapshot, action, token or "")
             case DeletePod():
                 await self._delete_pod(meta, action)
 
-    async def _tell_engine(self, action: Drain | Undrain | TellAdapters, token: str) -> None:
-        if isinstance(action, TellAdapters):
-            await self._scraper.tell_adapters(action.ip, token, action.wanted)
-        elif isinstance(action, Drain):
-            await self._scraper.drain(action.ip, token, action.timeout_s)
-        else:
-            await self._scraper.undrain(action.ip, token)
+    async def _ask_engines(
+        self, snapshot: Snapshot, action: Drain | Undrain | TellAdapters | WarmthAction, token: str
+    ) -> None:
+        """Calls to operator ports; what takes long is only begun."""
+        match action:
+            case Drain():
+                await self._scraper.drain(action.ip, token, action.timeout_s)
+            case Undrain():
+                await self._scraper.undrain(action.ip, token)
+            case TellAdapters():
+                await self._scraper.tell_adapters(action.ip, token, action.wanted)
+            case WarmUp():
+                self.warmer.warm_up(snapshot, action, token)
+            case HandOverPrefixes():
+                self.warmer.hand_over(snapshot, action, token)
+            case KeepPrefixes():
+                traffic = snapshot.spec.warmup.from_traffic if snapshot.spec and snapshot.spec.warmup else None
+                assert traffic is not None, "nothing is collected that nobody asks for"
+                await self._prefixes.collect(snapshot.meta, traffic, action, token)
 
     async def _make_secret(self, meta: ObjectMeta) -> None:
         """Draw a token and keep it. A Secret that is there and cannot be used is shown, never overwritten."""

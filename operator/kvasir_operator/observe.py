@@ -48,6 +48,7 @@ from kvasir_operator.scrape import Scraper
 from kvasir_operator.settings import Settings
 from kvasir_operator.store import CLAIMS, ServiceKey, Store, owner_uid
 from kvasir_operator.tokens import Tokens
+from kvasir_operator.warmth import Warmth
 from kvasir_runtime.contract.admin_api import AdapterReports, AdminState
 
 Manifest = Mapping[str, Any]
@@ -116,6 +117,7 @@ class Observer:
         self._samples: dict[ServiceKey, dict[str, _Sample]] = {}
         self._desired: dict[ServiceKey, tuple[tuple[object, ...], Desired]] = {}
         self._cordons = Cordons()
+        self.warmth = Warmth()
         self.devices = Devices(store, clock)
         self.devices.in_groups = self._in_groups
         self._outlooks = Outlooks(store, self.devices, settings, clock)
@@ -152,6 +154,7 @@ class Observer:
         known = self._samples.get(key, {})
         samples = {pod["metadata"]["uid"]: known.get(pod["metadata"]["uid"]) or _Sample() for pod in own}
         self._samples[key] = samples
+        self.warmth.keep_only(key, samples)
         doubted = any(sample.doubts_token for sample in samples.values())
         token = await self._tokens.look(meta, doubted=doubted)
         pods = [read_pod(pod, samples[pod["metadata"]["uid"]].state) for pod in own]
@@ -201,6 +204,7 @@ class Observer:
             inspection=inspection,
             outlook=outlook,
             claims=manifest.get(CLAIMS, Claims()),
+            collected=self.warmth.collected(key),
             adapter_wishes=desired.adapters,
         )
 
@@ -234,7 +238,9 @@ class Observer:
         for manifest in manifests:
             sample = samples.get(manifest["metadata"]["uid"], _Sample())
             silent = self.devices.silent_since(manifest["spec"].get("nodeName", ""))
-            yield read_pod(manifest, sample.state, sample.warnings, silent, sample.adapters)
+            uid = manifest["metadata"]["uid"]
+            warming, handover = self.warmth.warming(key, uid), self.warmth.handover(key, uid)
+            yield read_pod(manifest, sample.state, sample.warnings, silent, sample.adapters, warming, handover)
 
     def _read(self, key: ServiceKey, manifest: Manifest) -> Desired:
         """The typed spec; read once for each generation and each restart that is asked for."""
@@ -250,6 +256,7 @@ class Observer:
     def forget(self, key: ServiceKey) -> None:
         """Keep nothing of a service that is gone."""
         self._samples.pop(key, None)
+        self.warmth.forget(key)
         self._outlooks.forget(key)
         kept = self._desired.pop(key, None)
         if kept is not None:

@@ -105,7 +105,7 @@ class Process:
             tokens = Tokens(cluster, utc_now)
             observer = Observer(store, tokens, scraper, cluster, self.settings, utc_now)
             await observer.devices.fill(cluster)
-            executor = Executor(cluster, scraper, store, tokens, self.settings, utc_now)
+            executor = Executor(cluster, scraper, store, tokens, self.settings, utc_now, observer.warmth)
             reconciler = self._reconciler(cluster, store, observer, executor)
             watching = asyncio.Event()
             try:

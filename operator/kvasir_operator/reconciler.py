@@ -88,6 +88,7 @@ class Reconciler:
         self._tasks: dict[ServiceKey, asyncio.Task[None]] = {}
         self._started = False
         observer.devices.on_change = self.wake
+        executor.warmer.on_end = self.wake
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set to an exception when this process must stop acting."""
 
@@ -131,6 +132,7 @@ class Reconciler:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._executor.warmer.stop()
 
     def _make_service(self, key: ServiceKey) -> _Service:
         settings = self._settings

@@ -10,10 +10,23 @@ from kvasir_operator.errors import PodError
 from kvasir_operator.planning.goldens import Scored
 from kvasir_operator.planning.state import Unknown
 from kvasir_operator.resources import names
-from kvasir_runtime.contract.admin_api import AdapterReports, AdapterSet, AdminState, DrainRequest
+from kvasir_runtime.contract.admin_api import (
+    AdapterReports,
+    AdapterSet,
+    AdminState,
+    DrainRequest,
+    PrefixList,
+    WarmupRequest,
+    WarmupState,
+)
 
 SCORE_SECONDS: Final = 60.0
 """Time in which a pod must have computed a golden prompt, whatever else it does."""
+
+PREFIXES_SECONDS: Final = 15.0
+"""Time in which a pod must have told its prefixes: up to a million token ids, some megabytes."""
+WARMUP_GRACE_SECONDS: Final = 4.0
+"""What an engine has beyond a warmup's own time to answer."""
 
 
 class _Logprobs(BaseModel):
@@ -71,6 +84,26 @@ class Scraper:
     async def tell_adapters(self, ip: str, token: str, wanted: AdapterSet) -> None:
         """Have the engine serve these adapters; returns before they are loaded. Raises PodError."""
         await self._request("PUT", ip, "/admin/adapters", token, wanted)
+
+    async def prefixes(self, ip: str, token: str, count: int, max_tokens: int, *, salted: bool) -> PrefixList:
+        """The prefixes that the engine is asked for most; raises PodError."""
+        path = f"/admin/prefixes?count={count}&max_tokens={max_tokens}&salted={str(salted).lower()}"
+        limit = aiohttp.ClientTimeout(total=PREFIXES_SECONDS)
+        content = await self._send("GET", ip, names.ADMIN_PORT, path, token, limit, None)
+        try:
+            return PrefixList.model_validate_json(content)
+        except ValidationError as error:
+            raise PodError(0, f"/admin/prefixes: {error}") from error
+
+    async def warm_up(self, ip: str, token: str, request: WarmupRequest) -> WarmupState:
+        """Have the engine compute prompts; returns when they are, or its time is over. Raises PodError."""
+        limit = aiohttp.ClientTimeout(total=request.timeout_s + WARMUP_GRACE_SECONDS)
+        body = request.model_dump(exclude_none=True)
+        content = await self._send("POST", ip, names.ADMIN_PORT, "/admin/warmup", token, limit, body)
+        try:
+            return WarmupState.model_validate_json(content)
+        except ValidationError as error:
+            raise PodError(0, f"/admin/warmup: {error}") from error
 
     async def score(self, ip: str, token: str, model: str, prompt: str) -> Scored:
         """The log-probabilities of a prompt's tokens, by the user port, which takes our token too; raises PodError."""

@@ -13,17 +13,18 @@ def in_order_of_removal(pods: Iterable[Pod]) -> list[Pod]:
     """Sort so that the first is the first to go.
 
     1. A pod that no node has taken, then one that starts, then one that lost its readiness, then one that serves.
-    2. The one with the least cache value (tokens its cache is expected to save), then with the fewest requests in
+    2. One that hands its prefixes over already, so that nobody does so in vain.
+    3. The one with the least cache value (tokens its cache is expected to save), then with the fewest requests in
        flight. A pod that does not answer comes after those that do: its cache and requests are unknown, not zero.
-    3. The youngest, then by name, so that planning again gives the same answer.
+    4. The youngest, then by name, so that planning again gives the same answer.
     """
     return sorted(pods, key=_felt_absence)
 
 
-def _felt_absence(pod: Pod) -> tuple[int, float, float, float, str]:
+def _felt_absence(pod: Pod) -> tuple[int, bool, float, float, float, str]:
     rank = 0 if pod.stage is Stage.STARTING and not pod.node else _RANK.get(pod.stage, 0)
     value, inflight = _worth(pod)
-    return rank, value, inflight, -pod.created_at.timestamp(), pod.name
+    return rank, pod.handover is None, value, inflight, -pod.created_at.timestamp(), pod.name
 
 
 def _worth(pod: Pod) -> tuple[float, float]:

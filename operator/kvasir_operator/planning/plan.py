@@ -29,6 +29,7 @@ from kvasir_operator.planning.replicas import Decision, decide, wanted_replicas
 from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import ObjectState, Pod, Snapshot, Stage
 from kvasir_operator.planning.trial import waits_for_goldens
+from kvasir_operator.planning.warming import hand_over_first, keep_warm
 from kvasir_operator.resources import names
 
 
@@ -57,8 +58,12 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
     staying = [pod for pod in snapshot.pods if (pod.stays and pod.uid not in going) or pod.uid in recalled]
     leaving = [pod for pod in snapshot.pods if pod.stage is Stage.DRAINING and pod.uid not in recalled]
     adapters, preparations = tell_adapters(snapshot, now), prepare(snapshot, now)
+    delays = {
+        pod.uid: delay for pod, why in decision.remove if (delay := hand_over_first(pod, why, staying, snapshot, now))
+    }
+    warmth = keep_warm(snapshot, now)
     departures = [
-        *(dismiss(pod, why) for pod, why in decision.remove),
+        *(dismiss(pod, why) for pod, why in decision.remove if pod.uid not in delays),
         *(drain(pod, spec.drain.timeout.seconds, snapshot.timings, now) for pod in leaving),
     ]
     actions: list[Action] = [
@@ -67,6 +72,8 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
         *noted,
         *adapters.actions,
         *_admissions((pod for pod in staying if not _is_held(pod, snapshot, spec)), preparations),
+        *warmth.actions,
+        *(delay.action for delay in delays.values() if delay.action is not None),
         *(departure.action for departure in departures if departure.action is not None),
         *(DeletePod(pod.name, pod.uid, Why.REPLACE) for pod in decision.clear),
         *_creations(snapshot, decision),
@@ -78,6 +85,8 @@ def _plan_valid(snapshot: Snapshot, spec: InferenceServiceSpec, now: datetime) -
             look.due,
             noted_due,
             adapters.due,
+            warmth.due,
+            *(delay.due for delay in delays.values()),
             *(departure.due for departure in departures),
             *(step.due for each in preparations.values() for step in (each.adapters, each.warm)),
         ),

@@ -7,12 +7,14 @@ from typing import Any
 from kvasir_operator.planning.state import (
     NOT_ASKED,
     Container,
+    HandOver,
     Pod,
     PodCondition,
     PodPhase,
     PodWarning,
     Termination,
     Unknown,
+    Warming,
 )
 from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
@@ -29,10 +31,13 @@ def read_pod(
     warnings: tuple[PodWarning, ...] = (),
     silent_since: datetime | None = None,
     adapters: AdapterReports | Unknown = NOT_ASKED,
+    warming: Warming | None = None,
+    handover: HandOver | None = None,
 ) -> Pod:
     """Read one pod of a service; `runtime` is what its engine said, `warnings` what its Events say.
 
-    `silent_since` is when its node was last heard of, where that is silent; `adapters` how the engine's adapters fare.
+    `silent_since` is when its node was last heard of, where that is silent; `adapters` how the engine's adapters fare,
+    `warming` and `handover` what was last done for its cache.
     """
     metadata, spec, status = manifest["metadata"], manifest.get("spec", {}), manifest.get("status", {})
     return Pod(
@@ -57,6 +62,8 @@ def read_pod(
         silent_since=silent_since,
         runtime=runtime,
         adapters=adapters,
+        warming=warming,
+        handover=handover,
     )
 
 

@@ -15,6 +15,7 @@ from kvasir_operator.api.v1alpha1 import (
     LastFailure,
     RevisionStatus,
     Summary,
+    WarmupStatus,
 )
 from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
@@ -48,6 +49,7 @@ def make_status(snapshot: Snapshot, now: datetime) -> InferenceServiceStatus:
             "revisions": _revisions(facts),
             "canary": _canary(facts),
             "capacity": _capacity(facts),
+            "warmup": _warmup(facts) or before.warmup,
             "adapters": facts.adapters if snapshot.acceptable else before.adapters,
             "scaling": snapshot.autoscaling.status if snapshot.autoscaling is not None else before.scaling,
             "inspection": _inspection(facts, now),
@@ -144,6 +146,24 @@ def _canary(facts: Facts) -> CanaryStatus | None:
         step=found[0] + 1,
         steps=len(spec.rollout.canary.steps),
         since=tried.step_since,
+    )
+
+
+def _warmup(facts: Facts) -> WarmupStatus | None:
+    """The last warmup that ended; None where none did, as far as this process knows."""
+    ended = [(pod.warming.ended_at, pod) for pod in facts.staying if pod.warming and pod.warming.ended_at]
+    if not ended:
+        return None
+    _, pod = max(ended, key=lambda each: (each[0], each[1].name))
+    last = pod.warming
+    assert last is not None
+    result = last.result
+    return WarmupStatus(
+        pod=pod.name,
+        tokens=result.computed_tokens if result is not None else 0,
+        cached_tokens=result.cached_tokens if result is not None else 0,
+        last_duration=f"{result.seconds:.1f}s" if result is not None else None,
+        message=f"failed {last.failures} times: {last.error}" if last.error else last.words,
     )
 
 

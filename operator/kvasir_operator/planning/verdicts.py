@@ -12,6 +12,7 @@ from kvasir_operator.planning.failures import TABLE, Failure
 from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import Pod, Stage
 from kvasir_operator.planning.trial import canary_step
+from kvasir_operator.planning.warming import WARMING
 from kvasir_operator.resources import names
 from kvasir_operator.scaling.bounds import Verdict as ScalingVerdict
 from kvasir_operator.scaling.words import standing_text
@@ -335,6 +336,11 @@ def _step(pod: Pod) -> Reason:
     """What a pod does that does not serve yet."""
     if any(each.init and each.running for each in pod.containers):
         return Reason.FETCHING_MODEL
+    waits = pod.condition(names.WARM_GATE)
+    if waits.status == "False" and waits.reason == WARMING:
+        return Reason.WARMING
+    if waits.status == "False" and waits.reason == Reason.ADAPTERS_LOADING:
+        return Reason.ADAPTERS_LOADING
     if isinstance(pod.runtime, AdminState) and pod.runtime.startup.phase is Phase.WARMING:
         return Reason.WARMING
     server = pod.server
@@ -347,6 +353,9 @@ def _steps_text(facts: Facts) -> str:
 
 def _step_text(pod: Pod) -> str:
     """`tiny-x7k2p: Loading 40%`. Progress is told in tenths, so that it does not change with every look."""
+    step = _step(pod)
+    if step in _PREPARING:
+        return f"{pod.name}: {_PREPARING[step]}"
     if isinstance(pod.runtime, AdminState):
         startup = pod.runtime.startup
         return f"{pod.name}: {startup.phase} {int(startup.progress * 10) * 10}%"
@@ -355,6 +364,10 @@ def _step_text(pod: Pod) -> str:
     return f"{pod.name}: {_STEP_WORDS.get(_step(pod), 'starts')} on {pod.node}"
 
 
+_PREPARING: Final = {
+    Reason.WARMING: "its cache is being warmed",
+    Reason.ADAPTERS_LOADING: "its adapters are loading",
+}
 _STEP_WORDS: Final = {
     Reason.FETCHING_MODEL: f"container {names.FETCH_CONTAINER} runs",
     Reason.LOADING_MODEL: "engine starts",

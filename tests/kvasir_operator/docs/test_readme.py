@@ -22,6 +22,7 @@ from kvasir_operator.planning import (
     state,
     trial,
     verdicts,
+    warming,
 )
 
 README = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
@@ -97,6 +98,7 @@ RENDERED = {
     "room": table_in(room.__doc__ or ""),
     "gates": table_in(gates.__doc__ or ""),
     "adapters": table_in(adapters.__doc__ or ""),
+    "warming": table_in(warming.__doc__ or ""),
     "drain": table_in(drain.__doc__ or ""),
     "inspecting": table_in(inspecting.__doc__ or ""),
     "assessment": table_in(assessment.__doc__ or ""),

@@ -24,9 +24,7 @@ DIGEST, OTHER = "a" * 64, "b" * 64
 
 
 def wishes(*names: str, uri: str = "s3://bucket/{}", **fields: object) -> tuple[AdapterWish, ...]:
-    specs = [
-        AdapterSpec.model_validate({"name": name, "source": {"uri": uri.format(name)}} | fields) for name in names
-    ]
+    specs = [AdapterSpec.model_validate({"name": name, "source": {"uri": uri.format(name)}} | fields) for name in names]
     return wishes_of(specs, Settings())
 
 
@@ -105,9 +103,7 @@ def test_an_adapter_that_fails_on_one_replica() -> None:
     bad = report("a", "failed", cause="AdapterInvalid", message="rank", remedy="mend it", failures=3, digest=OTHER)
     [found] = statuses(asked, [told("p", asked, report("a")), told("q", asked, bad)])
     assert (found.ready_replicas, found.replicas, found.digest, found.cause) == (1, 2, DIGEST, "AdapterInvalid")
-    assert found.message == (
-        f"q: rank (mend it); failed 3 times; the version before, {OTHER[:12]}, goes on"
-    )
+    assert found.message == (f"q: rank (mend it); failed 3 times; the version before, {OTHER[:12]}, goes on")
 
 
 def test_an_engine_that_lies_about_its_digest_is_not_believed() -> None:

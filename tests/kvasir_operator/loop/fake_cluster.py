@@ -4,6 +4,7 @@ It stands in at the network's edge alone: the store, observation, planning and e
 real ones. Time moves only when a test moves it.
 """
 
+import asyncio
 import copy
 import itertools
 from collections.abc import AsyncIterator, Callable
@@ -27,8 +28,13 @@ from kvasir_runtime.contract.admin_api import (
     CapacityState,
     KVState,
     Phase,
+    Prefix,
+    PrefixList,
     StartupState,
     WantedAdapter,
+    WarmupEnd,
+    WarmupRequest,
+    WarmupState,
 )
 
 Manifest = dict[str, Any]
@@ -61,6 +67,10 @@ class Engine:
     draining: bool = False
     inflight: int = 0
     answers: AnswerState | None = None
+    query_tokens: int = 0
+    value: float = 0.0
+    hot: list[Prefix] = field(default_factory=list)
+    warmed: list[WarmupRequest] = field(default_factory=list)
     told: AdapterSet = field(default_factory=lambda: AdapterSet(adapters=[]))
     puts: int = 0
     failures: dict[str, int] = field(default_factory=dict)
@@ -105,6 +115,7 @@ class FakeCluster:
         self.engines: dict[str, Engine] = {}
         self.watchers: list[Callable[[Kind, str, Manifest], None]] = []
         self.writes: list[str] = []
+        self.reads: list[str] = []
         self.nodes: dict[str, int] = {"node": 1000}
         """How many pods fit on each node."""
         self.cordoned: set[str] = set()
@@ -120,6 +131,7 @@ class FakeCluster:
         yield [copy.deepcopy(each) for each in self.all(kind, namespace)], str(next(self._versions))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Manifest:
+        self.reads.append(f"{kind.plural} {name}")
         return copy.deepcopy(self._find(kind, namespace, name))
 
     async def create(self, kind: Kind, namespace: str, body: Manifest, content_type: str = "") -> Manifest:
@@ -343,6 +355,10 @@ class FakeScraper:
         self.deaf: set[str] = set()
         self.sources: dict[str, str] = {}
         """What lies where: digests by address. What is not there cannot be loaded."""
+        self.warmups: list[str] = []
+        """How the next warmups go."""
+        self.tokenizers: dict[str, str] = {}
+        """Digests by revision, where they are not that of everybody."""
         self.slow: set[str] = set()
         """Addresses that never answer."""
         self.scores: dict[str, float] = {}
@@ -356,16 +372,28 @@ class FakeScraper:
         return AdminState(
             boot_id=engine.boot_id,
             model_digest="d",
+            tokenizer_digest=self._tokenizer(ip),
             revision="r",
             draining=engine.draining,
             inflight=engine.inflight,
             waiting=0,
             running=engine.inflight,
             answers=engine.answers,
-            kv=KVState(block_size=16, blocks_total=100, blocks_active=engine.inflight, blocks_cached=0),
+            kv=KVState(
+                block_size=16,
+                blocks_total=100,
+                blocks_active=engine.inflight,
+                blocks_cached=0,
+                query_tokens=engine.query_tokens,
+                value=engine.value,
+            ),
             startup=StartupState(phase=engine.phase),
             capacity=self._capacity(ip) if engine.phase is Phase.SERVING else None,
         )
+
+    def _tokenizer(self, ip: str) -> str:
+        pod = next(each for each in self.cluster.pods() if each["metadata"]["uid"] == ip)
+        return self.tokenizers.get(pod["metadata"]["labels"].get(names.REVISION_LABEL, ""), "t")
 
     def _capacity(self, ip: str) -> CapacityState:
         pod = next(each for each in self.cluster.pods() if each["metadata"]["uid"] == ip)
@@ -412,6 +440,29 @@ class FakeScraper:
             message="nobody answers" if failures else "",
             failures=failures,
             failed_for_s=since.total_seconds(),
+        )
+
+    async def prefixes(self, ip: str, token: str, count: int, max_tokens: int, *, salted: bool) -> PrefixList:
+        hot = self._engine(ip).hot
+        return PrefixList(prefixes=[each for each in hot if salted or not each.cache_salt][:count])
+
+    async def warm_up(self, ip: str, token: str, request: WarmupRequest) -> WarmupState:
+        """As `warmups` says: an error, a hang that the client ends, or all is computed at once."""
+        engine = self._engine(ip)
+        engine.warmed.append(request)
+        how = self.warmups.pop(0) if self.warmups else "well"
+        if how == "error":
+            raise PodError(500, "/admin/warmup: HTTP 500")
+        if how == "hangs":
+            await asyncio.Event().wait()
+        return WarmupState(
+            boot_id="another" if how == "lies" else engine.boot_id,
+            ended=WarmupEnd.TIME_BUDGET if how == "slow" else WarmupEnd.DONE,
+            prompts=len(request.prompts),
+            computed_tokens=sum(len(each.token_ids or [0]) for each in request.prompts),
+            cached_tokens=0,
+            pinned_tokens=0,
+            seconds=1.5,
         )
 
     async def drain(self, ip: str, token: str, timeout_s: float) -> None:

@@ -1,5 +1,6 @@
 """The real loop on a cluster in memory, one turn at a time."""
 
+import asyncio
 import copy
 from datetime import timedelta
 from typing import Any, cast
@@ -28,6 +29,8 @@ from tests.kvasir_operator.loop.fake_cluster import (
     service_address,
 )
 
+BESIDE = 8
+"""Turns of the event loop that works beside the service's task get before each of its own."""
 KEY = ServiceKey("team", "tiny")
 SETTINGS = Settings(backoff_initial_seconds=0.5, backoff_max_seconds=4, inspect_models=False)
 
@@ -54,7 +57,7 @@ class Loop:
         self.reconciler = Reconciler(
             self.store,
             self.observer,
-            Executor(cluster, scraper, self.store, tokens, SETTINGS, self.clock),
+            Executor(cluster, scraper, self.store, tokens, SETTINGS, self.clock, self.observer.warmth),
             EventRecorder(cluster, self.clock, "test"),
             lambda key: StatusWriter(cluster, self.store, key, self.clock),
             SETTINGS,
@@ -65,6 +68,8 @@ class Loop:
 
     async def turn(self) -> float | None:
         """One turn of the service's task; an operator that dies in it is started anew."""
+        for _ in range(BESIDE):
+            await asyncio.sleep(0)
         try:
             return await self.reconciler._guarded_turn(KEY, self.state)
         except Died:

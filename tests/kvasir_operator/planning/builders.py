@@ -62,9 +62,7 @@ def engine(
         startup=StartupState(phase=phase, progress=progress),
         capacity=None
         if phase is Phase.LOADING
-        else CapacityState(
-            weights_bytes=2**20, kv_bytes_per_token=512, kv_tokens=kv_tokens, max_adapters=max_adapters
-        ),
+        else CapacityState(weights_bytes=2**20, kv_bytes_per_token=512, kv_tokens=kv_tokens, max_adapters=max_adapters),
         adapters=list(adapters),
     )
 
