@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import Coroutine
 from socket import socket
@@ -56,6 +57,8 @@ async def _serve(settings: RouterSettings, ports: tuple[socket, socket]) -> int:
             for server, port in zip((user, operator), ports, strict=True)
         ]
         working = [asyncio.ensure_future(work) for work in _work(router, configuration)]
+        gc.collect()
+        gc.freeze()  # what start-up made lives as long as the process: never look at it again
         logger.info(
             "ready", extra={"port": settings.port, "admin_port": settings.admin_port, "boot_id": router.boot_id}
         )
