@@ -30,7 +30,7 @@ def pod_url(pod: Object) -> str:
 
 def is_draining(pod: Object) -> bool:
     """Whether the engine itself says that it takes no new work."""
-    lines = httpx.get(f"{pod_url(pod)}/metrics", timeout=10).text.splitlines()
+    lines = httpx.get(f"{pod_url(pod)}/metrics", timeout=60).text.splitlines()
     return any(line.startswith(metric_names.DRAINING + "{") and line.endswith(" 1.0") for line in lines)
 
 
@@ -55,7 +55,7 @@ def long_answers(pod: Object, count: int) -> Iterator[list[str]]:
 
 
 def running(pod: Object) -> float:
-    lines = httpx.get(f"{pod_url(pod)}/metrics", timeout=10).text.splitlines()
+    lines = httpx.get(f"{pod_url(pod)}/metrics", timeout=60).text.splitlines()
     found = (line for line in lines if line.startswith(metric_names.NUM_REQUESTS_RUNNING + "{"))
     return sum(float(line.rpartition(" ")[2]) for line in found)
 
@@ -98,12 +98,12 @@ def asks(base: str, pod: Object) -> bool:
     """Whether a request to the service reaches the pod."""
 
     def answered() -> float:
-        lines = httpx.get(f"{pod_url(pod)}/metrics", timeout=10).text.splitlines()
+        lines = httpx.get(f"{pod_url(pod)}/metrics", timeout=60).text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("vllm:request_success_total{"))
 
     before = answered()
     for _ in range(8):
-        httpx.post(f"{base}/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1}, timeout=30)
+        httpx.post(f"{base}/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1}, timeout=60)
     return answered() > before
 
 

@@ -53,7 +53,7 @@ def test_kubectl_shows_what_people_ask_for(tiny: Kubectl) -> None:
 
 def test_deleting_a_service_leaves_nothing(tiny: Kubectl) -> None:
     """Everything that the operator made is owned by the service and goes with it."""
-    tiny.run("delete", "isvc", "tiny", "--timeout=30s")
+    tiny.run("delete", "isvc", "tiny", "--timeout=60s")
     services.wait_gone(tiny, "tiny")
 
 
@@ -61,7 +61,7 @@ def test_deletion_needs_no_operator(environment: Environment, tiny: Kubectl) -> 
     """With the operator stopped, a service and all that belongs to it can still be deleted."""
     operator.scale(environment.kubectl, 0)
     try:
-        tiny.run("delete", "isvc", "tiny", "--timeout=30s")
+        tiny.run("delete", "isvc", "tiny", "--timeout=60s")
         services.wait_gone(tiny, "tiny")
     finally:
         operator.scale(environment.kubectl, 1)

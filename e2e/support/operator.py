@@ -12,7 +12,7 @@ OVERLAY = ROOT / "manifests" / "overlays" / "local"
 def install(kubectl: Kubectl) -> None:
     """Apply the local overlay and wait until the operator leads."""
     kubectl.run("apply", "-k", str(OVERLAY))
-    kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
+    kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=240s", timeout=250)
 
 
 def reinstall(kubectl: Kubectl) -> None:
@@ -22,11 +22,11 @@ def reinstall(kubectl: Kubectl) -> None:
     """
     kubectl.run("apply", "-k", str(OVERLAY))
     kubectl.within(NAMESPACE).run("rollout", "restart", f"deployment/{DEPLOYMENT}")
-    kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
+    kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=240s", timeout=250)
 
 
 def uninstall(kubectl: Kubectl) -> None:
-    kubectl.run("delete", "-k", str(OVERLAY), "--ignore-not-found", "--timeout=120s", timeout=130)
+    kubectl.run("delete", "-k", str(OVERLAY), "--ignore-not-found", "--timeout=240s", timeout=250)
 
 
 def pods(kubectl: Kubectl) -> list[Object]:
@@ -39,4 +39,4 @@ def scale(kubectl: Kubectl, replicas: int) -> None:
     if replicas == 0:
         wait_for("the operator to stop", lambda: not pods(kubectl), timeout=60)
     else:
-        kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=120s", timeout=130)
+        kubectl.within(NAMESPACE).run("rollout", "status", f"deployment/{DEPLOYMENT}", "--timeout=240s", timeout=250)
