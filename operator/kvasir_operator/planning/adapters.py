@@ -29,9 +29,11 @@ def wanted_sets(snapshot: Snapshot, now: datetime) -> Mapping[str, AdapterSet]:
     adapters = [AdapterDemand(wish.name, demand.get(wish.name, 0.0), wish.wanted.pinned) for wish in wishes]
     placed = place_adapters(adapters, [_room(pod) for pod in pods], routed=snapshot.routed)
     annotation = snapshot.meta.annotations.get(names.ADAPTERS_VERSION_ANNOTATION, "")
-    return {
-        pod.uid: wanted_set([wish for wish in wishes if wish.name in placed[pod.uid]], annotation, now) for pod in pods
+    sets = {
+        chosen: wanted_set([wish for wish in wishes if wish.name in chosen], annotation, now)
+        for chosen in set(placed.values())
     }
+    return {pod.uid: sets[placed[pod.uid]] for pod in pods}
 
 
 def _demand(pods: list[Pod]) -> Mapping[str, float]:

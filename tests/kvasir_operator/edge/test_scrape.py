@@ -12,7 +12,17 @@ from kvasir_operator.errors import PodError
 from kvasir_operator.planning.state import Unknown
 from kvasir_operator.resources import names
 from kvasir_operator.scrape import Scraper
-from kvasir_runtime.contract.admin_api import AdminState
+from kvasir_runtime.contract.admin_api import (
+    AdapterReports,
+    AdapterSet,
+    AdminState,
+    PrefixList,
+    WantedAdapter,
+    WarmupEnd,
+    WarmupPrompt,
+    WarmupRequest,
+    WarmupState,
+)
 from tests.kvasir_operator.edge.conftest import Recorder
 from tests.kvasir_operator.planning.builders import engine
 
@@ -105,3 +115,43 @@ async def test_an_answer_without_log_probabilities_is_an_error(
     server.answers = [web.json_response(answer)]
     with pytest.raises(PodError, match="no log-probabilities"):
         await scraper.score("127.0.0.1", "secret", "tiny", "a b")
+
+
+async def test_adapters_are_told_and_heard_of(server: Recorder, scraper: Scraper) -> None:
+    """The whole set goes with its tag; what an engine answers that is no report is unknown."""
+    reports = AdapterReports(boot_id="b", tag="t", adapters=[])
+    server.answers = [
+        web.json_response({}),
+        web.json_response(reports.model_dump()),
+        web.Response(status=409, text="off"),
+    ]
+    await scraper.tell_adapters(
+        "127.0.0.1", "secret", AdapterSet(adapters=[WantedAdapter(name="a", uri="/a")], tag="t")
+    )
+    assert (server.requests[0]["method"], server.requests[0]["path"]) == ("PUT", "/admin/adapters")
+    sent = json.loads(server.requests[0]["body"])
+    assert (sent["tag"], sent["adapters"][0]["name"]) == ("t", "a")
+    assert await scraper.adapters("127.0.0.1", "secret") == reports
+    assert isinstance(await scraper.adapters("127.0.0.1", "secret"), Unknown)
+
+
+async def test_prefixes_are_asked_for_within_bounds(server: Recorder, scraper: Scraper) -> None:
+    """What is no list of prefixes is an error."""
+    server.answers = [web.json_response({"prefixes": []}), web.Response(text="<html>")]
+    assert await scraper.prefixes("127.0.0.1", "secret", 8, 1000, salted=False) == PrefixList(prefixes=[])
+    assert server.requests[0]["path"].partition("?")[0] == "/admin/prefixes"
+    with pytest.raises(PodError, match="/admin/prefixes"):
+        await scraper.prefixes("127.0.0.1", "secret", 8, 1000, salted=False)
+
+
+async def test_a_warmup_may_take_longer_than_other_calls(server: Recorder, scraper: Scraper) -> None:
+    """As long as it was given; the engine's answer, or an error."""
+    state = WarmupState(
+        ended=WarmupEnd.DONE, prompts=1, computed_tokens=2, cached_tokens=0, pinned_tokens=0, seconds=0.1
+    )
+    server.answers = [web.json_response(state.model_dump(mode="json")), web.json_response({"ended": "who knows"})]
+    request = WarmupRequest(prompts=[WarmupPrompt(token_ids=[1, 2])], timeout_s=1)
+    assert await scraper.warm_up("127.0.0.1", "secret", request) == state
+    assert json.loads(server.requests[0]["body"])["prompts"][0]["token_ids"] == [1, 2]
+    with pytest.raises(PodError, match="/admin/warmup"):
+        await scraper.warm_up("127.0.0.1", "secret", request)

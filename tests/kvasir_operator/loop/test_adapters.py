@@ -59,10 +59,10 @@ async def test_five_broken_ones_of_a_hundred() -> None:
     assert (ready["status"], ready["reason"]) == ("False", "SourceUnreachable")
     assert ready["message"].startswith("5 of 100 failed: a00: ")
     [engine] = engines(loop)
-    await loop.run(200)
+    await loop.run(200, step=4)
     assert 5 <= engine.puts <= 7  # after 10, 20, 40, 80 s
     loop.scraper.sources |= {f"{BUCKET}/{name}": "mended" for name in names[:5]}
-    await loop.run(310)
+    await loop.run(310, step=10)
     assert loop.condition("AdaptersReady")["status"] == "True"
 
 
