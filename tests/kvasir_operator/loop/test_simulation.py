@@ -28,6 +28,7 @@ from kvasir_operator.planning.rollout import Bounds
 from kvasir_operator.planning.state import Snapshot, Stage
 from kvasir_operator.planning.times import read_time
 from kvasir_operator.resources import names
+from kvasir_runtime.contract.admin_api import Prefix
 from kvasir_runtime.contract.failures import Cause, FailureReport
 from tests.kvasir_operator.loop.fake_cluster import Engine, Manifest, address_of
 from tests.kvasir_operator.loop.harness import Loop
@@ -44,6 +45,17 @@ STRATEGIES: list[dict[str, Any]] = [
     {"autoRollback": {"goldenPrompts": ["one two three"]}},
     {"strategy": "InPlace", "canary": {"steps": [{"traffic": 50, "pause": "20s"}]}},
 ]
+FLEETS: list[dict[str, Any]] = [
+    {},
+    {},
+    {"adapters": [{"name": "a", "source": {"uri": "s3://bucket/a"}}]},
+    {"warmup": {"prompts": ["a"], "fromTraffic": {}, "timeout": "20s"}},
+    {
+        "adapters": [{"name": "a", "source": {"uri": "s3://bucket/a"}}],
+        "warmup": {"fromTraffic": {}, "required": True},
+    },
+]
+"""What replicas have in common: nothing, adapters, warm caches."""
 REPORTS = ["", FailureReport(Cause.MODEL_UNSUPPORTED, "it failed", "mend it").to_json()]
 
 
@@ -62,9 +74,10 @@ class Simulation(RuleBasedStateMachine):
     def run(self, work: Any) -> Any:
         return self.runner.run(work)
 
-    @initialize(replicas=st.integers(0, 4), rollout=st.sampled_from(STRATEGIES))
-    def begin(self, replicas: int, rollout: dict[str, Any]) -> None:
-        self.loop = Loop(replicas=replicas, rollout=rollout, drain={"timeout": f"{DRAIN_SECONDS:.0f}s"})
+    @initialize(replicas=st.integers(0, 4), rollout=st.sampled_from(STRATEGIES), fleet=st.sampled_from(FLEETS))
+    def begin(self, replicas: int, rollout: dict[str, Any], fleet: dict[str, Any]) -> None:
+        self.loop = Loop(replicas=replicas, rollout=rollout, drain={"timeout": f"{DRAIN_SECONDS:.0f}s"}, **fleet)
+        self.loop.scraper.sources = {"s3://bucket/a": "a-1"}
         self.loop.cluster.on_delete = self.check_deletion
         self.loop.cluster.nodes = {"node": 1000, "second": 1000}
         self.run(self.loop.start())
@@ -152,6 +165,16 @@ class Simulation(RuleBasedStateMachine):
         self.requests_come(2)
         self.scale(max(0, self.loop.service()["spec"]["replicas"] - by))
         self.look(turns, 2.0, well=True)
+
+    @rule(how=st.lists(st.sampled_from(["error", "hangs", "lies", "slow", "well"]), max_size=3))
+    def warmups_go_wrong(self, how: list[str]) -> None:
+        self.loop.scraper.warmups = how
+
+    @rule(first=st.integers(0, 9))
+    def prompts_begin_alike(self, first: int) -> None:
+        for engine in self.loop.cluster.engines.values():
+            engine.query_tokens += 100
+            engine.hot = [Prefix(token_ids=[first] * 32, hits=3, bytes=1, cached_tokens=32)]
 
     @rule()
     def requests_finish(self) -> None:
@@ -257,6 +280,7 @@ class Simulation(RuleBasedStateMachine):
         loop.cluster.faults.error_rate = loop.cluster.faults.silent_rate = 0.0
         loop.lost_events = 0
         loop.scraper.deaf.clear()
+        loop.scraper.warmups.clear()
         loop.scraper.scores.clear()
         loop.cluster.nodes = {"node": 1000, "second": 1000}
         for node in loop.cluster.nodes:
@@ -271,6 +295,8 @@ class Simulation(RuleBasedStateMachine):
             self.run(loop.settle(turns=600))
             self.run(loop.turn())
         assert {pod.revision for pod in loop.pods()} <= {loop.service()["status"]["updateRevision"]}
+        if loop.service()["spec"].get("adapters"):
+            assert all(engine.serves == {"a": "a-1"} for engine in loop.cluster.engines.values())
         wanted = loop.service()["spec"]["replicas"]
         ready = loop.condition("Ready")
         assert (ready["status"], loop.service()["status"]["readyReplicas"]) == ("True" if wanted else "False", wanted)
