@@ -137,6 +137,27 @@ REFUSED_BY_CHECKS_ALONE: dict[str, tuple[Spec, list[str]]] = {
         {"adapters": [{"name": "tiny", "source": MODEL["source"]}]},
         ['spec.adapters[0].name: must differ from the name under which the model itself is served, got "tiny"'],
     ),
+    "more pinned adapters than slots": (
+        {
+            "engine": {"lora": {"maxLoras": 2, "maxCpuLoras": 1}},
+            "adapters": [{"name": name, "source": MODEL["source"], "pinned": name != "c"} for name in ("a", "b", "c")],
+        },
+        [
+            (
+                "spec.adapters[1].pinned: must be false for all but 1 of the adapters, with spec.engine.lora.maxLoras 2, "
+                "got true"
+            ),
+            "spec.engine.lora.maxCpuLoras: must be at least maxLoras (2), got 1",
+        ],
+    ),
+    "an interval without length": (
+        {"adapters": [{"name": "a", "source": MODEL["source"], "refreshInterval": "0s"}]},
+        ["spec.adapters[0].refreshInterval: must be longer than 0s, got 0s"],
+    ),
+    "warm without a cache": (
+        {"warmup": {"prompts": ["a"]}, "engine": {"prefixCaching": {"enabled": False}}},
+        ["spec.warmup: must be unset when engine.prefixCaching.enabled is false"],
+    ),
     "waits without length": (
         {
             "rollout": {"progressDeadline": "0s"},
@@ -167,6 +188,9 @@ ACCEPTED: dict[str, Spec] = {
     "in place": {"rollout": {"strategy": "InPlace", "maxSurge": 0}},
     "a canary": {"rollout": {"canary": {"steps": [{"traffic": share, "pause": "1m"} for share in (10, 50, 100)]}}},
     "adapters": {"adapters": [{"name": name, "source": MODEL["source"]} for name in ("a", "b")]},
+    "a digest of an adapter in a claim": {
+        "adapters": [{"name": "a", "source": {"uri": "pvc://c/a", "sha256": "0" * 64}, "pinned": True}]
+    },
     "credentials for a bucket": {"model": {"source": {"uri": "s3://b/p", "secretName": "k", "sha256": "0" * 64}}},
     "dots in a name": {"model": {"source": {"uri": "hf://org/model-1..2@v1.0"}}},
     "flags of the engine's own": {"engine": {"extraArgs": ["--seed", "7", "--no-such-flag"]}},
