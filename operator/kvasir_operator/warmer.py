@@ -2,15 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from kvasir_operator.api.model import PromptsFrom
+from kvasir_operator.api.model import PromptsFrom, WarmupFromTraffic
 from kvasir_operator.api.v1alpha1 import ObjectMeta
 from kvasir_operator.cluster import CONFIG_MAPS, Cluster
-from kvasir_operator.errors import ApiError, PodError
+from kvasir_operator.errors import CONFLICT, ApiError, PodError
 from kvasir_operator.fleet.handover import hand_over, held_by
 from kvasir_operator.fleet.prefixes import Budget
 from kvasir_operator.fleet.warmup import Replica, choose_prompts, in_words
@@ -20,10 +20,12 @@ from kvasir_operator.prefix_keeper import PrefixKeeper
 from kvasir_operator.scrape import Scraper
 from kvasir_operator.store import ServiceKey
 from kvasir_operator.warmth import Warmth
-from kvasir_runtime.contract.admin_api import MAX_LISTED_TOKENS, WarmupPrompt, WarmupRequest, WarmupState
+from kvasir_runtime.contract.admin_api import MAX_LISTED_TOKENS, PrefixList, WarmupPrompt, WarmupRequest, WarmupState
 
 log = logging.getLogger(__name__)
 
+BUSY_SECONDS: Final = 0.5
+"""An engine does one warmup at a time: whoever comes meanwhile is asked to come again."""
 NOTHING_KNOWN: Final = "nothing is known to warm it with"
 
 
@@ -140,22 +142,43 @@ class Warmer:
         traffic = snapshot.spec.warmup.from_traffic if snapshot.spec is not None and snapshot.spec.warmup else None
         assert traffic is not None, "no hand-over is planned that nobody asks for"
         own = await self._keeper.ask(action.victim, traffic, token)
-        lists = await asyncio.gather(
+        lists = await self._lists(action.survivors, traffic, token)
+        shares = hand_over(
+            own,
+            held_by((pod.tokenizer, listed) for pod, listed in lists),
+            sorted(pod.name for pod, _ in lists),
+            Budget(traffic.top_prefixes, traffic.max_tokens),
+        )
+        by_name = {pod.name: pod for pod, _ in lists}
+        done = await asyncio.gather(
+            *(self._replay(by_name[name], prompts, action.timeout_s, token) for name, prompts in shares.items()),
+            return_exceptions=True,
+        )
+        well = [state for state in done if isinstance(state, WarmupState)]
+        errors = [f"; {error}" for error in done if isinstance(error, BaseException)]
+        told = f"{sum(state.prompts for state in well)} of {sum(map(len, shares.values()))} handed over"
+        return f"{told}, {sum(state.computed_tokens for state in well):,} tokens computed{''.join(errors)}"
+
+    async def _lists(
+        self, survivors: Sequence[ServingPod], traffic: WarmupFromTraffic, token: str
+    ) -> list[tuple[ServingPod, PrefixList]]:
+        """What each survivor is asked for most; those that do not answer are left out."""
+        found = await asyncio.gather(
             *(
                 self._scraper.prefixes(pod.ip, token, traffic.top_prefixes, traffic.max_tokens, salted=traffic.salted)
-                for pod in action.survivors
-            )
+                for pod in survivors
+            ),
+            return_exceptions=True,
         )
-        held = held_by((pod.tokenizer, listed) for pod, listed in zip(action.survivors, lists, strict=True))
-        by_name = {pod.name: pod for pod in action.survivors}
-        budget = Budget(traffic.top_prefixes, traffic.max_tokens)
-        shares = hand_over(own, held, sorted(by_name), budget)
-        done = await asyncio.gather(
-            *(self._replay(by_name[name], prompts, action.timeout_s, token) for name, prompts in shares.items())
-        )
-        tokens = sum(state.computed_tokens for state in done)
-        return f"{sum(map(len, shares.values()))} handed over, {tokens:,} tokens computed by {len(done)} survivors"
+        return [(pod, listed) for pod, listed in zip(survivors, found, strict=True) if isinstance(listed, PrefixList)]
 
     async def _replay(self, pod: ServingPod, prompts: list[WarmupPrompt], timeout_s: float, token: str) -> WarmupState:
+        """Have a survivor compute; one that is at another replica's prompts still is asked again."""
         request = WarmupRequest(prompts=prompts, max_tokens=MAX_LISTED_TOKENS, timeout_s=timeout_s)
-        return await self._scraper.warm_up(pod.ip, token, request)
+        while True:
+            try:
+                return await self._scraper.warm_up(pod.ip, token, request)
+            except PodError as error:
+                if error.status != CONFLICT:
+                    raise
+            await asyncio.sleep(BUSY_SECONDS)

@@ -453,6 +453,8 @@ class FakeScraper:
         how = self.warmups.pop(0) if self.warmups else "well"
         if how == "error":
             raise PodError(500, "/admin/warmup: HTTP 500")
+        if how == "busy":
+            raise PodError(409, "/admin/warmup: HTTP 409")
         if how == "hangs":
             await asyncio.Event().wait()
         return WarmupState(

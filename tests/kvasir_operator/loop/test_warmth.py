@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from kvasir_operator import warmer
 from kvasir_operator.cluster import CONFIG_MAPS, SECRETS
 from kvasir_operator.planning.state import Pod, Stage
 from kvasir_runtime.contract.admin_api import Prefix
@@ -255,3 +256,16 @@ async def test_demand_that_returns_keeps_the_replica() -> None:
     await loop.run(60)
     assert len([pod for pod in loop.pods() if pod.stage is Stage.SERVING]) == 2
     await loop.reconciler._executor.warmer.stop()
+
+
+async def test_a_survivor_that_is_busy_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when several replicas leave at once; what it is given then counts."""
+    monkeypatch.setattr(warmer, "BUSY_SECONDS", 0.0)
+    loop = await started(2)
+    first, second = engines(loop)
+    first.hot, second.value = [hot(1)], 900.0
+    await loop.run(6)
+    loop.scraper.warmups = ["busy", "busy"]
+    loop.change(replicas=1)
+    await loop.settle()
+    assert [len(request.prompts) for request in second.warmed] == [1, 1, 1]
