@@ -36,23 +36,28 @@ class SplitPlan:
     """How a step's decode rows are cut: computed on the device, used by all layers with the same window.
 
     rows_I: the row of each item, -1 beyond the last. starts_N1: the first item of each row. chunk_1: tokens in an item.
+    begins_N: the first token of each row that counts, None for all from 0 on (see `cascade`).
     """
 
     rows_I: Tensor
     starts_N1: Tensor
     chunk_1: Tensor
+    begins_N: Tensor | None = None
 
 
 @triton.jit
 def _plan(
-    lengths_ptr, rows_ptr, starts_ptr, chunk_ptr, num_rows, num_items, wanted, least_chunk,
-    WINDOW: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr,
+    lengths_ptr, begins_ptr, rows_ptr, starts_ptr, chunk_ptr, num_rows, num_items, wanted, least_chunk,
+    WINDOW: tl.constexpr, BEGINS: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, ITEMS: tl.constexpr,
 ):  # fmt: skip
     rows = tl.arange(0, ROWS)
     lengths = tl.load(lengths_ptr + rows, mask=rows < num_rows, other=0)
-    spans = lengths
+    low = tl.zeros((ROWS,), tl.int32)
     if WINDOW > 0:
-        spans = lengths - tl.maximum(lengths - WINDOW, 0) // TILE * TILE
+        low = tl.maximum(lengths - WINDOW, 0)
+    if BEGINS:
+        low = tl.maximum(low, tl.load(begins_ptr + rows, mask=rows < num_rows, other=0))
+    spans = lengths - low // TILE * TILE
     even_share = (tl.sum(spans, 0) + wanted - 1) // wanted
     chunk = tl.maximum(least_chunk, (even_share + TILE - 1) // TILE * TILE)
     counts = (spans + chunk - 1) // chunk
@@ -69,11 +74,12 @@ def _plan(
 
 @triton.jit
 def _decode(
-    q_ptr, cache_ptr, scales_ptr, tables_ptr, lengths_ptr, rows_ptr, starts_ptr, chunk_ptr, out_ptr, parts_ptr, lse_ptr,
+    q_ptr, cache_ptr, scales_ptr, tables_ptr, lengths_ptr, begins_ptr, rows_ptr, starts_ptr, chunk_ptr,
+    out_ptr, parts_ptr, lse_ptr,
     q_stride_n, q_stride_h, table_stride, num_blocks, scale_log2, softcap,
     H: tl.constexpr, K: tl.constexpr, C: tl.constexpr, C_PAD: tl.constexpr, M: tl.constexpr, S: tl.constexpr,
     TILE: tl.constexpr, ALIGN: tl.constexpr, WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, SCALED: tl.constexpr,
-    ALONE: tl.constexpr,
+    BEGINS: tl.constexpr, ALONE: tl.constexpr,
 ):  # fmt: skip
     kv_head = tl.program_id(0)
     item = tl.program_id(1)
@@ -88,6 +94,8 @@ def _decode(
     low = 0
     if WINDOW > 0:
         low = tl.maximum(length - WINDOW, 0)
+    if BEGINS:
+        low = tl.maximum(low, tl.load(begins_ptr + row))
     begin = low // ALIGN * ALIGN + (item - first_item) * chunk
     end = tl.minimum(begin + chunk, length)
     group_M = tl.arange(0, M)
@@ -117,7 +125,9 @@ def _decode(
     tl.store(lse_ptr + at_M, max_M + tl.log2(sum_M), mask=group_M < G)
 
 
-def plan_splits(sequences: Sequences, spec: AttentionSpec, *, items: int | None = None) -> SplitPlan:
+def plan_splits(
+    sequences: Sequences, spec: AttentionSpec, *, items: int | None = None, begins_N: Tensor | None = None
+) -> SplitPlan:
     """Cut the sequences' KV into about `items` pieces for each KV head, by default as many as fill the device."""
     lengths_N = sequences.lengths_N
     rows, device = len(lengths_N), lengths_N.device
@@ -127,9 +137,11 @@ def plan_splits(sequences: Sequences, spec: AttentionSpec, *, items: int | None 
         torch.empty(most, dtype=torch.int32, device=device),
         torch.empty(rows + 1, dtype=torch.int32, device=device),
         torch.empty(1, dtype=torch.int32, device=device),
+        begins_N,
     )
     _plan[(1,)](
         lengths_N,
+        lengths_N if begins_N is None else begins_N,
         plan.rows_I,
         plan.starts_N1,
         plan.chunk_1,
@@ -138,6 +150,7 @@ def plan_splits(sequences: Sequences, spec: AttentionSpec, *, items: int | None 
         wanted,
         LEAST_CHUNK,
         WINDOW=spec.window or 0,
+        BEGINS=begins_N is not None,
         TILE=TILE,
         ROWS=power_of_two(rows),
         ITEMS=power_of_two(most),
@@ -163,6 +176,7 @@ def decode_parts(
         scales_view(kv_2BKSC),
         sequences.tables_NM,
         sequences.lengths_N,
+        sequences.lengths_N if plan.begins_N is None else plan.begins_N,
         plan.rows_I,
         plan.starts_N1,
         plan.chunk_1,
@@ -186,6 +200,7 @@ def decode_parts(
         WINDOW=spec.window or 0,
         SOFTCAP=spec.softcap is not None,
         SCALED=kv_2BKSC.dtype in CODE_MAX,
+        BEGINS=plan.begins_N is not None,
         ALONE=out_NHC is not None,
         num_warps=4,
         num_stages=5,

@@ -24,12 +24,16 @@ from triton.runtime.jit import JITFunction
 
 from kvasir_runtime.attention.metadata import AttentionSpec, Sequences
 from kvasir_runtime.kernels.gpu.activation import gate_and_mul
+from kvasir_runtime.kernels.gpu.cascade import SharedPrefixes, begins_of, cascade_decode
 from kvasir_runtime.kernels.gpu.decode_attention import decode_attention, plan_splits
+from kvasir_runtime.kernels.gpu.experts import ExpertRows, combine_experts, expand_to_experts
 from kvasir_runtime.kernels.gpu.lora import LoraGroups, LoraStack, add_adapters, output_blocks
+from kvasir_runtime.kernels.gpu.low_bit_linear import Fp8Weight, Int4Weight, fp8_linear, int4_linear
 from kvasir_runtime.kernels.gpu.norm import rms_norm
 from kvasir_runtime.kernels.gpu.paged_kv import cache_width
 from kvasir_runtime.kernels.gpu.prefill_attention import prefill_attention
 from kvasir_runtime.kernels.gpu.rope_kv import rope_and_write
+from kvasir_runtime.kernels.gpu.sampling import sample
 
 CUOBJDUMP: Final = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 BF16: Final = torch.bfloat16
@@ -85,6 +89,32 @@ def lora(rank: int) -> None:
     add_adapters(x, out, groups, LoraStack(a, b, *blocks))
 
 
+def cascade(spec: AttentionSpec, kv_dtype: torch.dtype = BF16) -> None:
+    q, cache, sequences = attention_inputs(spec, kv_dtype)
+    prefixes = SharedPrefixes(torch.tensor([0, ROWS], dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+    plan = plan_splits(sequences, spec, begins_N=begins_of(prefixes))
+    cascade_decode(q, cache, sequences, spec, prefixes, plan)
+
+
+def int4(rows: int) -> None:
+    codes, scales = torch.zeros(4096, 2048, dtype=torch.uint8), torch.zeros(4096, 32, dtype=BF16)
+    weight = Int4Weight(codes, scales, torch.zeros(4096, 32, dtype=torch.int8))
+    int4_linear(torch.zeros(rows, 4096, dtype=BF16), weight)
+
+
+def fp8(rows: int) -> None:
+    weight = Fp8Weight(torch.zeros(4096, 4096, dtype=torch.float8_e4m3fn), torch.zeros(4096))
+    fp8_linear(torch.zeros(rows, 4096, dtype=BF16), weight)
+
+
+def experts(tokens: int) -> None:
+    up, down = torch.zeros(8, 256, 512, dtype=BF16), torch.zeros(8, 512, 256, dtype=BF16)
+    rows = ExpertRows(torch.zeros(2 * tokens, dtype=torch.int32), torch.zeros(9, dtype=torch.int32), 2)
+    expand_to_experts(torch.zeros(tokens, 512, dtype=BF16), up, rows)
+    factors = torch.zeros(tokens, 2, dtype=BF16)
+    combine_experts(torch.zeros(2 * tokens, 256, dtype=BF16), down, rows, factors)
+
+
 def small_operations() -> None:
     x, residual, weight = torch.zeros(ROWS, 4096, dtype=BF16), torch.zeros(ROWS, 4096, dtype=BF16), torch.zeros(4096)
     rms_norm(x, weight, 1e-6)
@@ -105,6 +135,14 @@ CASES: Final[dict[str, Callable[[], Any]]] = {
     "small": small_operations,
     "lora-16": lambda: lora(16),
     "lora-64": lambda: lora(64),
+    "sampling": lambda: sample(torch.zeros(ROWS, 32000), torch.zeros(5, ROWS)),
+    "cascade": lambda: cascade(LLAMA_8B),
+    "int4-decode": lambda: int4(16),
+    "int4-prefill": lambda: int4(256),
+    "experts-decode": lambda: experts(8),
+    "experts-prefill": lambda: experts(256),
+    "fp8-linear-decode": lambda: fp8(16),
+    "fp8-linear-prefill": lambda: fp8(256),
     "decode-64": lambda: decode(QWEN_HALF_B),
     "prefill-64": lambda: prefill(QWEN_HALF_B),
     "decode-256-window-softcap": lambda: decode(GEMMA2_9B),
