@@ -14,6 +14,8 @@ namespace {
 constexpr int CHUNK = 512;      // tokens whose attention is computed by one thread at a time
 constexpr int MAX_GROUP = 32;   // query heads of a KV head
 constexpr int MAX_VECTORS = 16; // of a head: head dimensions up to 256
+constexpr int QUERIES = 16;     // of a KV head that prefill computes together
+constexpr float HEADROOM = 8;   // a new highest score is noted this much higher, so that few later ones exceed it
 
 // One call of attention. A sequence has a row of `tables` and an entry of `lengths`; in decode it has one row of `q`,
 // in prefill those from starts[i] to starts[i + 1], its last tokens.
@@ -29,8 +31,8 @@ struct Call {
     int64_t window;              // 0: none
 };
 
-// What one query has seen so far: the highest score, the sums of exponentials (by place in a tile; theirs is the total)
-// and the weighted sum of values.
+// What one query has seen so far: a number that no score exceeds, the sums of exponentials against it (by place in a
+// tile; theirs is the total) and the weighted sum of values.
 struct State {
     float highest;
     v16 totals;
@@ -57,20 +59,22 @@ struct Next {
     }
 };
 
-// Softmax weights of a tile's scores against the highest score so far; rescales the state when there is a new one.
+// Softmax weights of a tile's scores; rescales the state when one of them is the highest so far.
 inline __attribute__((always_inline)) v16 weigh(v16 s, Seen seen, int vectors, float softcap, State &state) {
     const v16 lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     if (softcap > 0)
         for (int t = 0; t < TILE; t++) s[t] = softcap * std::tanh(s[t] / softcap);
+    const bool whole = seen.from == 0 && seen.to == TILE;
     const v16i shown = (lanes >= float(seen.from)) & (lanes < float(seen.to));
-    s = shown ? s : all(-std::numeric_limits<float>::infinity());
+    if (!whole) s = shown ? s : all(-std::numeric_limits<float>::infinity());
     if (any(s > state.highest)) {
-        const float highest = highest_of(s), shrink = exp_nonpositive(state.highest - highest);
+        const float highest = highest_of(s) + HEADROOM, shrink = exp_nonpositive(state.highest - highest);
         state.highest = highest;
         state.totals *= shrink;
         for (int i = 0; i < vectors; i++) state.sums[i] *= shrink;
     }
-    return shown ? exp16(s - state.highest) : v16{};
+    const v16 weights = exp16(s - state.highest);
+    return whole ? weights : shown ? weights : v16{};
 }
 
 // `count` (at most TILE) consecutive tokens for Q queries. V vectors make a head; 0: told at run time.
@@ -263,9 +267,7 @@ void attend(const Call &d, int64_t sequence, const typename Method::T *q, int64_
 
 template <typename T>
 void write_out(T *out, const v16 *sums, float total, int64_t C) {
-    float values[MAX_VECTORS * 16];
-    for (int64_t i = 0; i < C / 16; i++) store16(values + i * 16, sums[i] / total);
-    for (int64_t c = 0; c < C; c++) store(out[c], values[c]);
+    for (int64_t i = 0; i < C / 16; i++) store16(out + i * 16, sums[i] / total);
 }
 
 // Join the chunks of one row and KV head, `stride` states apart: weights are rescaled to the highest maximum (log-sum-exp merge).
@@ -337,8 +339,8 @@ void decode(const Call &d, int threads) {
 template <typename Method>
 void prefill(const Call &d, int threads) {
     using T = typename Method::T;
-    // As many rows together as make eight queries of one KV head: a key that was read is used eight times.
-    const int64_t C = d.head_dim, G = d.heads / d.kv_heads, together = std::max<int64_t>(1, 8 / G);
+    // Neighbouring rows together: a key that was read is used by all of them.
+    const int64_t C = d.head_dim, G = d.heads / d.kv_heads, together = std::max<int64_t>(1, QUERIES / G);
     std::vector<Item> items;
     for (int64_t i = 0; i < d.sequences; i++)
         for (int64_t kv_head = 0; kv_head < d.kv_heads; kv_head++)
