@@ -28,3 +28,18 @@ def test_what_was_changed_or_deleted_is_mended(kubectl: Kubectl, model_uri: str,
     wait_for("the change to be taken back", lambda: value() == before, timeout=20)
     kubectl.run("delete", kind, "tiny")
     wait_for("another one", lambda: value() == before, timeout=20)
+
+
+def test_revisions_that_nobody_needs_are_forgotten(kubectl: Kubectl, model_uri: str) -> None:
+    """Beyond `revisionHistoryLimit`, apart from those in use."""
+    service = services.inference_service("tiny", model_uri, resources={"requests": {"cpu": "900"}})
+    service["spec"]["rollout"] = {"revisionHistoryLimit": 0}
+    kubectl.apply(service)
+    [first] = wait_for("a revision", lambda: revisions(kubectl), timeout=60)
+    service["spec"]["engine"]["env"] = [{"name": "NEW", "value": "1"}]
+    kubectl.apply(service)
+    wait_for("another one alone", lambda: len(revisions(kubectl)) == 1 and first not in revisions(kubectl), timeout=60)
+
+
+def revisions(kubectl: Kubectl) -> list[str]:
+    return [each["metadata"]["name"] for each in kubectl.list("controllerrevisions")]
