@@ -12,7 +12,7 @@ from kvasir_operator.api.model import WarmupSpec
 from kvasir_operator.fleet.handover import choose_survivor, hand_over, held_by
 from kvasir_operator.fleet.prefix_codec import INFLATED_LIMIT_BYTES, decode, encode
 from kvasir_operator.fleet.prefixes import Budget, KeptPrefix, KeptPrefixes, blocks, merge, read_list
-from kvasir_operator.fleet.warmup import Replica, choose_prompts, in_words
+from kvasir_operator.fleet.warmup import Chosen, Replica, choose_prompts, in_words
 from kvasir_runtime.contract.admin_api import Prefix, PrefixList, WarmupEnd, WarmupState
 from tests.kvasir_operator.planning.builders import NOW
 
@@ -151,7 +151,7 @@ def test_times_to_come_count_as_now() -> None:
 # --- With what a replica is warmed
 
 
-def warm(replica: Replica, *stored: KeptPrefixes, texts: tuple[str, ...] = (), **traffic: object):  # type: ignore[no-untyped-def]
+def warm(replica: Replica, *stored: KeptPrefixes, texts: tuple[str, ...] = (), **traffic: object) -> Chosen:
     spec = WarmupSpec.model_validate({"prompts": ["first"], "fromTraffic": traffic})
     return choose_prompts(spec, texts, stored, replica, NOW)
 

@@ -33,7 +33,8 @@ def rows(loop: Loop) -> dict[str, Manifest]:
 
 
 def gate(loop: Loop, kind: str) -> list[tuple[str, str]]:
-    return [(found.reason, found.message.partition("; ")[2]) for pod in loop.pods() if (found := pod.condition(kind))]
+    found = [pod.condition(kind) for pod in loop.pods()]
+    return [(each.reason, each.message.partition("; ")[2]) for each in found]
 
 
 async def test_every_replica_serves_them() -> None:

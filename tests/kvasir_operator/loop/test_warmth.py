@@ -219,6 +219,7 @@ async def test_the_coldest_goes_and_hands_over_what_nobody_else_holds() -> None:
     uid = next(uid for uid, engine in loop.cluster.engines.items() if engine is first)
     await loop.run(6)
     loop.change(replicas=1)
+    gone = False
     for _ in range(8):
         await loop.run(1)
         gone = not any(pod.uid == uid and pod.stage is Stage.SERVING for pod in loop.pods())
