@@ -144,11 +144,8 @@ REFUSED_BY_CHECKS_ALONE: dict[str, tuple[Spec, list[str]]] = {
         },
         [
             (
-                (
-                    "spec.adapters[1].pinned: must be false for all but 1 of the adapters, "
-                    "with spec.engine.lora.maxLoras 2, got true"
-                ),
-                "got true",
+                "spec.adapters[1].pinned: must be false for all but 1 of the adapters, "
+                "with spec.engine.lora.maxLoras 2, got true"
             ),
             "spec.engine.lora.maxCpuLoras: must be at least maxLoras (2), got 1",
         ],
