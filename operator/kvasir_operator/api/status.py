@@ -76,7 +76,10 @@ class AdapterStatus(ApiModel):
 
     name: str = Field(description="Name of the adapter.")
     digest: str = Field(default="", description="Digest of the content that most replicas serve.")
-    ready_replicas: int = Field(default=0, ge=0, description="Replicas that serve it.")
+    ready_replicas: int = Field(default=0, ge=0, description="Replicas that serve it, in whichever version.")
+    updated_replicas: int = Field(
+        default=0, ge=0, description="Replicas that serve what the source held when it was last looked at."
+    )
     replicas: int = Field(default=0, ge=0, description="Replicas that are to serve it.")
     cause: str = Field(default="", description="Why it is not served everywhere, in one word; empty: it is.")
     message: str = Field(default="", description="Why it is not loaded everywhere, for people.")

@@ -14,7 +14,7 @@ knowledge too.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -133,44 +133,92 @@ class Told:
     reports: AdapterReports | None
 
 
-def statuses(wishes: Sequence[AdapterWish], replicas: Sequence[Told]) -> list[AdapterStatus]:
-    """How each adapter fares over the replicas, in the order of the spec."""
-    return [_status(wish, replicas) for wish in wishes]
+def statuses(
+    wishes: Sequence[AdapterWish], replicas: Sequence[Told], before: Iterable[AdapterStatus] = ()
+) -> list[AdapterStatus]:
+    """How each adapter fares over the replicas, in the order of the spec; `before` is what was told last.
+
+    While one that failed is tried again, the reason stays.
+    """
+    known = {status.name: status for status in before}
+    return [_status(wish, replicas, known.get(wish.name)) for wish in wishes]
 
 
-def _status(wish: AdapterWish, replicas: Sequence[Told]) -> AdapterStatus:
+def _status(wish: AdapterWish, replicas: Sequence[Told], before: AdapterStatus | None) -> AdapterStatus:
     if wish.refused:
         return AdapterStatus(name=wish.name, cause="SourceNotAllowed", message=wish.refused)
-    holders = [each for each in replicas if any(one.name == wish.name for one in each.wanted.adapters)]
-    found = {each.pod: _reports_by_name(each).get(wish.name) for each in holders}
-    problems = {pod: "not told yet" if one is None else problem_with(one, wish.wanted) for pod, one in found.items()}
-    served = Counter(one.digest for pod, one in found.items() if one is not None and one.digest and not problems[pod])
-    still = Counter(one.digest for one in found.values() if one is not None and one.digest)
-    failed = sorted(pod for pod, one in found.items() if one is not None and problems[pod] and one.state != "loading")
-    waiting = sorted(pod for pod, problem in problems.items() if problem)
-    told = (failed or waiting)[:1]
-    reason = found[told[0]] if told else None
+    holders = [_Holder.of(each, wish) for each in replicas if _is_wanted(wish.name, each.wanted)]
+    updated = [each for each in holders if not each.problem]
+    serving = [each for each in holders if each.serves]
+    failed = sorted((each for each in holders if each.failed), key=lambda each: each.pod)
+    retried = before is not None and before.cause and any(each.retried for each in holders)
+    cause = _cause(failed[0]) if failed else before.cause if retried and before is not None else ""
+    waiting = sorted((each for each in holders if each.problem), key=lambda each: each.pod)
+    message = before.message if retried and not failed and before is not None else _message([*failed, *waiting])
+    digests = Counter(each.digest for each in updated or serving)
     return AdapterStatus(
         name=wish.name,
-        digest=next((digest for digest, _ in (served or still).most_common(1)), ""),
-        ready_replicas=len(holders) - len(waiting),
+        digest=next((digest for digest, _ in digests.most_common(1)), ""),
+        ready_replicas=len(serving),
+        updated_replicas=len(updated),
         replicas=len(holders),
-        cause=((reason.cause if reason is not None else "") or "AdapterInvalid") if failed else "",
-        message=_message(told[0], problems[told[0]], reason) if told else "",
+        cause=cause,
+        message=message,
     )
 
 
-def _message(pod: str, problem: str, report: AdapterReport | None) -> str:
+def _is_wanted(name: str, wanted: AdapterSet) -> bool:
+    return any(one.name == name for one in wanted.adapters)
+
+
+@dataclass(frozen=True, slots=True)
+class _Holder:
+    """One adapter on one replica that is to have it. `problem` is why it is not what it is to be."""
+
+    pod: str
+    report: AdapterReport | None
+    told: bool
+    problem: str
+
+    @classmethod
+    def of(cls, replica: Told, wish: AdapterWish) -> "_Holder":
+        reports = replica.reports
+        report = next((one for one in reports.adapters if one.name == wish.name), None) if reports is not None else None
+        told = reports is not None and reports.tag == replica.wanted.tag
+        problem = problem_with(report, wish.wanted) if report is not None and told else "not told yet"
+        return cls(replica.pod, report, told, problem)
+
+    @property
+    def digest(self) -> str:
+        return self.report.digest if self.report is not None else ""
+
+    @property
+    def serves(self) -> bool:
+        """Whether requests are answered, by whichever version; what an engine is not believed it does not serve."""
+        return bool(self.digest) and not (self.failed and self.report is not None and self.report.state == "loaded")
+
+    @property
+    def failed(self) -> bool:
+        return self.told and bool(self.problem) and self.report is not None and self.report.state != "loading"
+
+    @property
+    def retried(self) -> bool:
+        """Whether it is on its way after a failure."""
+        return self.report is not None and self.report.state == "loading" and self.report.failures > 0
+
+
+def _cause(failed: _Holder) -> str:
+    return (failed.report.cause if failed.report is not None else "") or "AdapterInvalid"
+
+
+def _message(holders: Sequence[_Holder]) -> str:
     """`tiny-x7k2p: rank must be at most 16, got 64 (raise --max-lora-rank); failed 3 times, digest 3f9c… goes on`."""
-    if report is None or report.state != "failed":
-        return f"{pod}: {problem}"
+    if not holders:
+        return ""
+    first, report = holders[0], holders[0].report
+    if report is None or not first.failed or report.state != "failed":
+        return f"{first.pod}: {first.problem}"
     remedy = f" ({report.remedy})" if report.remedy else ""
     times = f"; failed {report.failures} times" if report.failures > 1 else ""
     serves = f"; the version before, {report.digest[:12]}, goes on" if report.digest else ""
-    return f"{pod}: {problem}{remedy}{times}{serves}"
-
-
-def _reports_by_name(told: Told) -> Mapping[str, AdapterReport]:
-    if told.reports is None or told.reports.tag != told.wanted.tag:
-        return {}
-    return {report.name: report for report in told.reports.adapters}
+    return f"{first.pod}: {first.problem}{remedy}{times}{serves}"

@@ -114,9 +114,11 @@ class Facts:
     @cached_property
     def adapters(self) -> list[AdapterStatus]:
         """How each adapter of the spec fares: over the replicas of the target revision, where it has some."""
-        replicas = list(told(self.snapshot, self.now))
+        replicas, before = list(told(self.snapshot, self.now)), self.snapshot.status.adapters
         current = {pod.name for pod in self.staying if pod.revision == self.target.name}
-        return statuses(self.snapshot.adapter_wishes, [each for each in replicas if each.pod in current] or replicas)
+        return statuses(
+            self.snapshot.adapter_wishes, [each for each in replicas if each.pod in current] or replicas, before
+        )
 
     @cached_property
     def measured(self) -> AdminState | None:

@@ -102,7 +102,8 @@ def test_an_adapter_that_fails_on_one_replica() -> None:
     asked = wishes("a")
     bad = report("a", "failed", cause="AdapterInvalid", message="rank", remedy="mend it", failures=3, digest=OTHER)
     [found] = statuses(asked, [told("p", asked, report("a")), told("q", asked, bad)])
-    assert (found.ready_replicas, found.replicas, found.digest, found.cause) == (1, 2, DIGEST, "AdapterInvalid")
+    assert (found.ready_replicas, found.updated_replicas, found.replicas) == (2, 1, 2)
+    assert (found.digest, found.cause) == (DIGEST, "AdapterInvalid")
     assert found.message == (f"q: rank (mend it); failed 3 times; the version before, {OTHER[:12]}, goes on")
 
 
@@ -118,4 +119,16 @@ def test_what_was_said_of_another_set_is_not_known() -> None:
     """A process that was told something else has not been told yet."""
     asked = wishes("a")
     [found] = statuses(asked, [told("p", asked, report("a"), tag="another")])
-    assert (found.ready_replicas, found.cause, found.message) == (0, "", "p: not told yet")
+    assert (found.ready_replicas, found.updated_replicas, found.digest) == (1, 0, DIGEST)
+    assert (found.cause, found.message) == ("", "p: not told yet")
+
+
+def test_the_reason_stays_while_it_is_tried_again() -> None:
+    """Else condition and Events would speak of every attempt."""
+    asked = wishes("a")
+    bad = report("a", "failed", cause="SourceUnreachable", message="down", failures=1)
+    before = statuses(asked, [told("p", asked, bad)])
+    [found] = statuses(asked, [told("p", asked, report("a", "loading", failures=1))], before)
+    assert (found.cause, found.message) == ("SourceUnreachable", "p: down")
+    [found] = statuses(asked, [told("p", asked, report("a"))], before)
+    assert (found.cause, found.message) == ("", "")

@@ -43,7 +43,13 @@ async def test_every_replica_serves_them() -> None:
     assert [engine.serves for engine in engines(loop)] == [{"a": "a-1", "b": "b-1"}] * 2
     assert [engine.puts for engine in engines(loop)] == [1, 1]
     assert gate(loop, "kvasir.dev/adapters") == [("AdaptersLoaded", "2 of 2 adapters are loaded")] * 2
-    assert rows(loop)["a"] == {"name": "a", "digest": "a-1", "readyReplicas": 2, "replicas": 2}
+    assert rows(loop)["a"] == {
+        "name": "a",
+        "digest": "a-1",
+        "readyReplicas": 2,
+        "updatedReplicas": 2,
+        "replicas": 2,
+    }
     assert loop.condition("AdaptersReady")["reason"] == "AdaptersLoaded"
 
 
