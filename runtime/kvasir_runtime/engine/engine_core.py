@@ -172,8 +172,8 @@ class EngineCore:
         return reading and (self._blocked or not self.has_work())
 
     def wait(self, seconds: float) -> None:
-        """Wait up to `seconds` for what is being read."""
-        if self._tiers is not None and self._tiers.is_reading:
+        """Wait up to `seconds` for what is being read or written."""
+        if self._tiers is not None and self._tiers.is_busy:
             self._tiers.wait(seconds)
         elif self._adapters is not None:
             self._adapters.wait(seconds)

@@ -53,7 +53,12 @@ class EngineTiers:
     @property
     def is_saving(self) -> bool:
         """Whether there is more to write while the engine is idle."""
-        return self._files is not None and (self._unsaved or self.books.has_jobs)
+        return (self._unsaved and self.books.disk_state == "on") or self.books.has_jobs
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a thread reads or writes."""
+        return bool(self._running)
 
     def poll(self) -> None:
         """Take over what the threads have done, and give them more. Between two steps."""
