@@ -47,6 +47,7 @@ def watch(core: EngineCore, clock: Clock) -> None:
     """Put the clock around the parts of a model whose layers have a gated MLP."""
     runner = core._runner  # noqa: SLF001 - nobody else needs to reach the parts of a running model
     model: Any = runner.model
+    model.fused = None  # which computes all parts at once
     places: list[tuple[Any, str, str]] = [
         (model, "head", "output projection"),
         (runner.sampler, "sample", "sampling"),

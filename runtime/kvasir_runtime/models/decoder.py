@@ -4,6 +4,8 @@ Shape suffixes: T rows of a step, D hidden size, R rows whose logits are wanted,
 `attention.backend`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -54,6 +56,9 @@ class DecoderModel:
 
     layer_class: type[DecoderLayer] = DecoderLayer
 
+    fused: Callable[[Tensor, list[Tensor], AttentionMetadata], tuple[Tensor, Tensor]] | None = None
+    """Computes all layers at once, where the device has something that does."""
+
     def __init__(self, config: DecoderConfig, load: LoadContext, backend: AttentionBackend, max_model_len: int) -> None:
         self.config = config
         vocab, hidden = config.vocab_size, config.hidden_size
@@ -79,11 +84,15 @@ class DecoderModel:
         x_TD = functional.embedding(input_ids_T, self.embedding_VD)
         if self.config.embedding_scale != 1.0:
             x_TD = x_TD * torch.tensor(self.config.embedding_scale, dtype=x_TD.dtype)
+        run = self.fused or self._one_by_one
+        return self.norm.add_and_norm(*run(x_TD, kv_cache, step))[0]
+
+    def _one_by_one(self, x_TD: Tensor, kv_cache: list[Tensor], step: AttentionMetadata) -> tuple[Tensor, Tensor]:
         residual_TD: Tensor | None = None
         for layer, kv_2BKSC in zip(self.layers, kv_cache, strict=True):
             x_TD, residual_TD = layer(x_TD, residual_TD, kv_2BKSC, step)
         assert residual_TD is not None
-        return self.norm.add_and_norm(x_TD, residual_TD)[0]
+        return x_TD, residual_TD
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """`[R, V]` in float32."""

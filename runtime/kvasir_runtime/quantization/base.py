@@ -35,4 +35,5 @@ class LinearMethod(Protocol):
 
     def pack_silu_gated(self, gate_OI: Tensor, gated_OI: Tensor) -> PackedLinear:
         """`silu(x Gᵀ) * (x Wᵀ)` in one: `[R, O]`."""
-        raise NotImplementedError
+        msg = f"{self.name} gates nothing, got weights of {tuple(gate_OI.shape)} and {tuple(gated_OI.shape)}"
+        raise TypeError(msg)

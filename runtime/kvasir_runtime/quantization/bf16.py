@@ -29,6 +29,10 @@ class Bf16Linear:
         library.pack_bf16(weight_OI.data_ptr(), self._panels.data_ptr(), outputs, inputs, torch.get_num_threads())
         self.nbytes = self._panels.nbytes + (0 if self._bias_O is None else self._bias_O.nbytes)
 
+    def fields(self) -> tuple[int, ...]:
+        """What `layers.cpp` calls a weight."""
+        return self._panels.data_ptr(), 0, 0, 0 if self._bias_O is None else self._bias_O.data_ptr(), *self._shape
+
     def __call__(self, x_RI: Tensor) -> Tensor:
         x_RI = x_RI.contiguous()
         outputs, inputs = self._shape
@@ -57,6 +61,10 @@ class SiluGatedBf16Linear:
         threads = torch.get_num_threads()
         library.pack_bf16(both_OI.data_ptr(), self._panels.data_ptr(), *both_OI.shape, threads)
         self.nbytes = self._panels.nbytes
+
+    def fields(self) -> tuple[int, ...]:
+        """What `layers.cpp` calls a weight."""
+        return self._panels.data_ptr(), 0, 0, 0, self._outputs, self._inputs
 
     def __call__(self, x_RI: Tensor) -> Tensor:
         x_RI = x_RI.contiguous()

@@ -36,6 +36,11 @@ class Int8Linear:
         parts = (self._panels, self._scales_O, self._shifts_O, self._bias_O)
         self.nbytes = sum(part.nbytes for part in parts if part is not None)
 
+    def fields(self) -> tuple[int, ...]:
+        """What `layers.cpp` calls a weight."""
+        bias = 0 if self._bias_O is None else self._bias_O.data_ptr()
+        return self._panels.data_ptr(), self._scales_O.data_ptr(), self._shifts_O.data_ptr(), bias, *self._shape
+
     def __call__(self, x_RI: Tensor) -> Tensor:
         x_RI = x_RI.contiguous()
         outputs, inputs = self._shape

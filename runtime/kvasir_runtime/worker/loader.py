@@ -23,6 +23,7 @@ from kvasir_runtime.contract.memory import (
 )
 from kvasir_runtime.core.scheduler_output import SchedulerOutput, Seating
 from kvasir_runtime.engine.messages import EngineReady, StartupProgress
+from kvasir_runtime.kernels.cpu.layers import FusedLayers
 from kvasir_runtime.kernels.cpu.library import load_library
 from kvasir_runtime.kernels.cpu.ops import CpuOps
 from kvasir_runtime.layers.linear import LoadContext
@@ -46,6 +47,7 @@ from kvasir_runtime.worker.host import cpu_count, keep_freed_memory
 from kvasir_runtime.worker.host_pool import HostPool
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.model_runner import ModelRunner
+from kvasir_runtime.worker.sampler import Draw
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -239,6 +241,8 @@ def _load_model(
     )
     backend = choose_backend(resolved)
     model = resolved.family.model(resolved.decoder, load, backend, resolved.max_model_len)
+    if not resolved.device.triton:
+        model.fused = FusedLayers.of(model)
     digest = checkpoint.digest()
     checkpoint.close()
     return model, digest
@@ -298,6 +302,15 @@ def choose_ops(device: Device) -> Ops:
     return TorchOps() if library is None else CpuOps(library)
 
 
+def choose_draw(device: Device) -> Draw | None:
+    """What draws tokens where the logits are; None for the host's way."""
+    if not device.triton:
+        return None
+    from kvasir_runtime.kernels.gpu.sampling import sample  # noqa: PLC0415 - imports Triton
+
+    return lambda logits_RV, settings_5R: sample(logits_RV, torch.from_numpy(settings_5R).to(device.torch))
+
+
 def _make_runner(
     config: EngineConfig, resolved: Resolved, plan: MemoryPlan, model: DecoderModel, lora: LoraRuntime | None
 ) -> ModelRunner:
@@ -318,6 +331,7 @@ def _make_runner(
         max_model_len=resolved.max_model_len,
         block_size=config.cache.block_size,
         lora=lora,
+        draw=choose_draw(resolved.device),
         host_pool=HostPool(kv_cache, plan.num_host_blocks) if plan.num_host_blocks else None,
     )
 

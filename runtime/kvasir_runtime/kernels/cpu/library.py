@@ -6,9 +6,9 @@ import logging
 import platform
 import subprocess
 from collections.abc import Callable
-from ctypes import CDLL, c_float, c_int, c_int64, c_void_p
+from ctypes import CDLL, Structure, byref, c_double, c_float, c_int, c_int64, c_void_p
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import torch
 
@@ -27,9 +27,19 @@ _SIGNATURES: Final[dict[str, list[Any]]] = {
     "kvasir_pack_bf16": [*[_POINTER] * 2, *[_SIZE] * 2, c_int],
     "kvasir_linear_bf16": [*[_POINTER] * 4, *[_SIZE] * 3, c_int],
     "kvasir_silu_gated_bf16": [*[_POINTER] * 3, *[_SIZE] * 3, c_int],
+    "kvasir_layers": [_POINTER, _SIZE, *[_POINTER] * 5, c_int],
 }
 
 Kernel = Callable[..., None]
+
+
+class LayersShape(Structure):
+    """What all layers of a model have in common; see `cpp/layers.cpp`."""
+
+    _fields_: ClassVar = [
+        *((name, c_int64) for name in ("hidden", "inner", "heads", "kv_heads", "head_dim", "block_size", "gated")),
+        *((name, c_double) for name in ("eps", "scale", "softcap")),
+    ]
 
 
 class Library:
@@ -54,9 +64,17 @@ class Library:
             function.argtypes, function.restype = [_SIZE, _SIZE], _SIZE
         self.int8_bytes: Callable[[int, int], int] = library.kvasir_int8_bytes
         self.bf16_bytes: Callable[[int, int], int] = library.kvasir_bf16_bytes
+        self.layers: Kernel = library.kvasir_layers
+        library.kvasir_layers_scratch.argtypes = [_POINTER]
+        library.kvasir_layers_scratch.restype = _SIZE
+        self._layers_scratch = library.kvasir_layers_scratch
         self.max_group: int = library.kvasir_max_group()
         library.kvasir_kv_paired.argtypes = [c_int, _SIZE]
         self._kv_paired = library.kvasir_kv_paired
+
+    def layers_scratch(self, shape: LayersShape) -> int:
+        """Numbers of scratch memory for each row of `layers`."""
+        return int(self._layers_scratch(byref(shape)))
 
     def kv_paired(self, dtype: torch.dtype, block_size: int) -> bool:
         """Whether blocks hold tiles of pairs, an arrangement of attention.cpp's own, and not rows."""
