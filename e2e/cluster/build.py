@@ -44,7 +44,7 @@ def build(cache: Path, progress: Progress) -> None:
     with progress.step(f"fetch Debian's source of Kubernetes {VERSION}"):
         tree = fetch_source(work)
         replace_reflect2(work, tree)
-    with progress.step(f"build Kubernetes {VERSION} (once; about 10 minutes on 2 cores)") as step:
+    with progress.step(f"build Kubernetes {VERSION} (once; about 5 minutes on 2 cores)") as step:
         compile_servers(tree, work / "build.log", cache / "go-build", step)
     folder = built_folder(cache)
     folder.mkdir(parents=True, exist_ok=True)
