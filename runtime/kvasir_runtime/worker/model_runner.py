@@ -14,7 +14,7 @@ from kvasir_runtime.worker.host_pool import HostPool
 from kvasir_runtime.worker.input_batch import InputBatch, StepInputs
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.logprobs import token_logprobs
-from kvasir_runtime.worker.sampler import Sampler
+from kvasir_runtime.worker.sampler import Draw, Sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ class ModelRunner:
         max_model_len: int,
         block_size: int,
         lora: LoraRuntime | None = None,
+        draw: Draw | None = None,
         host_pool: HostPool | None = None,
     ) -> None:
         """`host_pool`: where evicted blocks go, if anywhere."""
@@ -50,7 +51,7 @@ class ModelRunner:
         self._model: DecoderModel | None = model
         self.kv_cache = kv_cache
         self.batch = InputBatch(num_seats, max_model_len, block_size)
-        self.sampler = Sampler(num_seats, model.config.vocab_size, self.batch.token_ids)
+        self.sampler = Sampler(num_seats, model.config.vocab_size, self.batch.token_ids, draw)
         self._prompts: dict[int, Seating] = {}  # seats whose prompt's log-probabilities are wanted
 
     @property
@@ -94,7 +95,7 @@ class ModelRunner:
     def _sample(
         self, hidden_TD: Tensor, inputs: StepInputs, prompt_logprobs: dict[int, list[TokenLogprobs]]
     ) -> StepResult:
-        logits_RV = self.model.logits(hidden_TD[inputs.last_rows_R]).cpu()
+        logits_RV = self.model.logits(hidden_TD[inputs.last_rows_R])
         sampled = self.sampler.sample(logits_RV, inputs.sample_seats_R, inputs.sample_positions_R)
         self.batch.record(inputs, sampled.tokens_R)
         return StepResult(sampled.tokens_R.tolist(), sampled.logprobs, prompt_logprobs, sampled.failed)

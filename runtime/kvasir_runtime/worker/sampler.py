@@ -8,8 +8,13 @@ columns that are written when a sequence is seated; the steps between only compu
 A random choice takes one number u in [0, 1) from (the request's seed, the token's position) and inverts the
 cumulative distribution. So a request's tokens depend on nothing else in its batch, and a preempted request draws
 the same numbers again.
+
+Where the logits are on a GPU, rows that ask for nothing but temperature and cuts are drawn there, by its own kernel,
+and only the logits of the others come to the host. Which of the two it is depends on the request alone; for a seed
+they may draw different tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +25,18 @@ from torch import Tensor
 from kvasir_runtime.contract.memory import SAMPLED_AT_ONCE
 from kvasir_runtime.core.scheduler_output import Seating
 from kvasir_runtime.engine.messages import TokenLogprobs
+from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.structured.masks import GrammarMasks
-from kvasir_runtime.worker.distributions import DrawnRows
+from kvasir_runtime.worker.distributions import DrawnRows, uniform
 from kvasir_runtime.worker.logprobs import token_logprobs
 from kvasir_runtime.worker.penalties import PenalizedRows, Penalties
 from kvasir_runtime.worker.seat_tokens import SeatTokens
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
+
+Draw = Callable[[Tensor, Floats], Tensor]
+"""Draws where the logits are: takes `[R, V]` and the settings `[5, R]` of `kernels.gpu.sampling`, returns `[R]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +71,13 @@ class _Batch:
 class Sampler:
     """Sampling parameters of all seats as columns. `token_ids`, `[S, max_model_len + 1]`, is the runner's table."""
 
-    def __init__(self, num_seats: int, vocab_size: int, token_ids: npt.NDArray[np.int32]) -> None:
+    def __init__(
+        self, num_seats: int, vocab_size: int, token_ids: npt.NDArray[np.int32], draw: Draw | None = None
+    ) -> None:
+        """`draw`: the device's own way, for rows that it is enough for."""
         self.vocab_size = vocab_size
+        self._draw = draw
+        self._drawn_there = np.zeros(num_seats, dtype=bool)
         self._temperature = np.zeros(num_seats, dtype=np.float32)
         self._top_p = np.ones(num_seats, dtype=np.float32)
         self._top_k = np.zeros(num_seats, dtype=np.int64)
@@ -86,6 +101,7 @@ class Sampler:
         self._grammars.seat(seating)
         stops = sorted(seating.stop_token_ids) if params.min_tokens > 0 and seating.grammar is None else []
         self._stops.replace(seat, stops, [seating.num_prompt_tokens + params.min_tokens] * len(stops))
+        self._drawn_there[seat] = self._draw is not None and _is_plain(params, stops, seating)
         self._batch = None
 
     def sample(self, logits_RV: Tensor, seats: Ints, positions: Ints) -> Sampled:
@@ -93,6 +109,36 @@ class Sampler:
 
         A sequence's tokens before that position are those in the runner's table.
         """
+        there = self._drawn_there[seats]
+        if not there.any():
+            return self._sample_on_host(logits_RV.cpu(), seats, positions)
+        if there.all():
+            return Sampled(self._sample_there(logits_RV, seats, positions), None)
+        return self._sample_on_both(logits_RV, seats, positions, there)
+
+    def _sample_there(self, logits_RV: Tensor, seats: Ints, positions: Ints) -> Tensor:
+        assert self._draw is not None
+        random = np.minimum(uniform(self._seed[seats], positions), 1 - 2.0**-24)  # below 1 as a float32, too
+        columns = (self._temperature, self._top_k, self._top_p, self._min_p)
+        settings_5R = np.stack([*(column[seats] for column in columns), random]).astype(np.float32)
+        return self._draw(logits_RV, settings_5R).cpu()
+
+    def _sample_on_both(self, logits_RV: Tensor, seats: Ints, positions: Ints, there: npt.NDArray[np.bool_]) -> Sampled:
+        """Each row where it belongs, put together again."""
+        ours, theirs = np.flatnonzero(~there), np.flatnonzero(there)
+        tokens_R = torch.empty(len(seats), dtype=torch.int64)
+        rows = torch.from_numpy(theirs).to(logits_RV.device)
+        tokens_R[theirs] = self._sample_there(logits_RV[rows], seats[theirs], positions[theirs])
+        rows = torch.from_numpy(ours).to(logits_RV.device)
+        host = self._sample_on_host(logits_RV[rows].cpu(), seats[ours], positions[ours])
+        tokens_R[ours] = host.tokens_R
+        logprobs: list[TokenLogprobs | None] = [None] * len(seats)
+        for row, report in zip(ours.tolist(), host.logprobs or [], strict=False):
+            logprobs[row] = report
+        failed = {int(ours[row]): reason for row, reason in host.failed.items()}
+        return Sampled(tokens_R, None if host.logprobs is None else logprobs, failed)
+
+    def _sample_on_host(self, logits_RV: Tensor, seats: Ints, positions: Ints) -> Sampled:
         batch = self._batch
         if batch is None or not np.array_equal(batch.seats, seats):
             batch = self._batch = self._compose(seats)
@@ -158,6 +204,13 @@ class Sampler:
             early = positions[batch.stop_rows] < batch.stop_until
             if early.any():
                 logits_RV.view(-1)[torch.from_numpy(batch.stop_places[early])] = float("-inf")
+
+
+def _is_plain(params: SamplingParams, stops: list[int], seating: Seating) -> bool:
+    """Whether a sequence asks for nothing but temperature and cuts."""
+    penalties = (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    changed = params.logit_bias or stops or penalties != (1, 0, 0)
+    return not changed and params.logprobs is None and seating.grammar is None
 
 
 def _report(raw_QV: Tensor, tokens_R: Tensor, batch: _Batch) -> list[TokenLogprobs | None]:

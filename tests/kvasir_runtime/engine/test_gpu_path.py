@@ -1,5 +1,6 @@
 """The engine on the GPU's kernels, which run in Triton's interpreter where there is no GPU, against the CPU path."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,18 @@ def test_greedy_tokens_are_those_of_the_cpu_path() -> None:
     )
     assert [one.token_ids for one in got] == [one.token_ids for one in expected]
     assert got[2].cached_tokens == expected[2].cached_tokens == 16
+
+
+@pytest.mark.slow
+def test_random_choices_repeat_and_lists_of_likely_tokens_are_those_of_the_cpu_path() -> None:
+    """Drawn on the device they depend on the seed alone; with log-probabilities the host draws as it always does."""
+    one, other = engine(GPU), engine("cpu")
+    drawn = SamplingParams(seed=7, temperature=0.9, top_k=50, top_p=0.9, max_tokens=3, ignore_eos=True)
+    told = replace(drawn, logprobs=2)
+    prompt = [1, 50, 60, 70]
+    alone, listed = one.generate([prompt, prompt], [drawn, told])
+    assert one.generate([prompt], drawn)[0][0].token_ids == alone[0].token_ids
+    assert listed[0].token_ids == other.generate([prompt], told)[0][0].token_ids
 
 
 @pytest.mark.slow
