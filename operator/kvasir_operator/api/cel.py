@@ -59,6 +59,16 @@ RULES: Final = (
         "gpuMemoryUtilization must be unset when kvCacheMemory is set",
     ),
     Rule(
+        "spec.engine",
+        "!has(self.kvOffload) || !has(self.kvOffload.disk) || has(self.kvOffload.host)",
+        "kvOffload.disk must be unset without kvOffload.host",
+    ),
+    Rule(
+        "spec.engine",
+        "!has(self.kvOffload) || !has(self.kvOffload.host) || !has(self.prefixCaching) || self.prefixCaching.enabled",
+        "kvOffload.host must be unset when prefixCaching.enabled is false",
+    ),
+    Rule(
         "spec.engine.env[]",
         "!(has(self.value) && has(self.valueFrom))",
         "valueFrom must be unset when value is set",

@@ -57,6 +57,17 @@ def check_kv_memory(service: InferenceService) -> Errors:
         yield FieldError("spec.engine.gpuMemoryUtilization", f"{problem}, got {engine.gpu_memory_utilization:g}")
 
 
+def check_kv_offload(service: InferenceService) -> Errors:
+    engine = service.spec.engine
+    offload = engine.kv_offload
+    if offload is not None and offload.disk is not None and offload.host is None:
+        problem = f"must be unset without kvOffload.host, got size {offload.disk.size}"
+        yield FieldError("spec.engine.kvOffload.disk", problem)
+    if offload is not None and offload.host is not None and not engine.prefix_caching.enabled:
+        problem = "must be unset when prefixCaching.enabled is false"
+        yield FieldError("spec.engine.kvOffload.host", f"{problem}, got {offload.host}")
+
+
 def check_env(service: InferenceService) -> Errors:
     env = service.spec.engine.env
     yield from _check_unique((each.name for each in env), "spec.engine.env", "name")
@@ -252,6 +263,7 @@ ALL: Final[Sequence[Callable[[InferenceService], Iterable[FieldError]]]] = (
     check_name,
     check_sources,
     check_kv_memory,
+    check_kv_offload,
     check_env,
     check_extra_args,
     check_accelerator,

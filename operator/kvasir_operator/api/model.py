@@ -78,13 +78,15 @@ class PrefixCaching(ApiModel):
 
 
 class DiskOffload(ApiModel):
-    """The disk tier of the KV cache."""
+    """Files of KV blocks, behind host memory."""
 
-    size: Quantity = Field(description="Most bytes on disk, such as 50Gi. Not acted on yet.")
+    size: Quantity = Field(
+        description="Most bytes of files that one replica writes, such as 50Gi. A claim needs room for all replicas."
+    )
     claim_name: DnsName | None = Field(
         default=None,
-        description="Volume claim that keeps the blocks across restarts. Unset: a folder that goes with the pod. "
-        "Not acted on yet.",
+        description="Volume claim that keeps the files when pods go, shared by all replicas: ReadWriteMany, unless "
+        "they are on one node. Unset: a folder that outlives a restart of the container and goes with the pod.",
     )
 
 
@@ -92,10 +94,14 @@ class KVOffload(ApiModel):
     """Tiers behind the device's KV cache, for blocks that it evicts."""
 
     host: Quantity | None = Field(
-        default=None, description="Host memory for evicted KV blocks, such as 8Gi. Unset: none. Not acted on yet."
+        default=None,
+        description="Host memory for evicted KV blocks, such as 8Gi. On CPUs it is part of the memory limit; on GPUs "
+        "it is added to the operator's default, and must be within what spec.resources asks for. Unset: none.",
     )
     disk: DiskOffload | None = Field(
-        default=None, description="Disk for blocks that host memory evicts. Unset: none. Not acted on yet."
+        default=None,
+        description="Files of KV blocks, found again after a restart. Needs `host`. Blocks of requests with a "
+        "cache_salt are not written. Unset: none.",
     )
 
 
@@ -152,7 +158,7 @@ class EngineSpec(ApiModel):
         default=PrefixCaching(), description="Reuse of KV blocks between requests that begin alike."
     )
     kv_offload: KVOffload | None = Field(
-        default=None, description="Tiers behind the device's KV cache, for blocks that it evicts. Not acted on yet."
+        default=None, description="Tiers behind the device's KV cache, for blocks that it evicts. Unset: none."
     )
     lora: LoraSettings | None = Field(
         default=None,

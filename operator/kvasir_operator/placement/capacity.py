@@ -13,7 +13,7 @@ from kvasir_operator.api.hardware import AcceleratorSpec
 from kvasir_operator.api.kubernetes import parse_quantity
 from kvasir_operator.api.status import CapacityStatus
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
-from kvasir_operator.resources.engine import lora_settings
+from kvasir_operator.resources.engine import kv_offload_settings, lora_settings
 from kvasir_operator.resources.quantities import container_resources
 from kvasir_operator.settings import Settings
 from kvasir_runtime.contract import engine_memory
@@ -113,13 +113,14 @@ def engine_args(spec: InferenceServiceSpec) -> EngineArgs:
         "tensor_parallel_size": _tensor_parallel(spec),
         "enable_lora": bool(spec.adapters) or engine.lora is not None,
         **lora_settings(engine),
+        **kv_offload_settings(engine),
     }
     return EngineArgs.model_validate({name: value for name, value in given.items() if value is not None})
 
 
 def memory_limit(spec: InferenceServiceSpec, settings: Settings) -> int | None:
     """Bytes that a replica on CPU may use; None where neither the service nor the settings limit it."""
-    limits = container_resources(spec.resources, spec.accelerator, settings).limits
+    limits = container_resources(spec.resources, spec.accelerator, settings, spec.engine).limits
     amount = parse_quantity(limits["memory"]) if "memory" in limits else None
     return math.floor(amount) if amount is not None else None
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any, Final
 
-from kvasir_operator.api.model import LoraSettings
+from kvasir_operator.api.model import KVOffload, LoraSettings
 from kvasir_operator.api.reserved import RESERVED_SETTINGS
 from kvasir_operator.api.v1alpha1 import AcceleratorSpec, EngineSpec, ModelSpec, ParallelismSpec
 from kvasir_operator.resources import names
@@ -66,6 +66,17 @@ def _engine(engine: EngineSpec) -> dict[str, Any]:
         gpu_memory_utilization=engine.gpu_memory_utilization,
         enable_prefix_caching=None if caching.enabled else False,
         prefix_eviction_policy=None if caching.eviction_policy == "lru" else caching.eviction_policy,
+        **kv_offload_settings(engine),
+    )
+
+
+def kv_offload_settings(engine: EngineSpec) -> dict[str, Any]:
+    """The tiers behind the device's KV cache, as far as the spec has any."""
+    offload = engine.kv_offload or KVOffload()
+    disk = offload.disk
+    return _set(
+        kv_offload_host=None if offload.host is None else offload.host.bytes,
+        kv_offload_disk=None if disk is None else f"{names.KV_FOLDER}:{disk.size.bytes}",
     )
 
 

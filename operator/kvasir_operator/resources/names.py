@@ -73,6 +73,7 @@ ADAPTER_VOLUME: Final = "adapters"
 ADAPTER_SECRET_VOLUME: Final = "adapter-secret"  # noqa: S105 - a name
 TMP_VOLUME: Final = "tmp"
 SHM_VOLUME: Final = "shm"
+KV_VOLUME: Final = "kv"
 USER_PORT_NAME: Final = "http"
 USER_PORT: Final = 8000
 ADMIN_PORT_NAME: Final = "admin"
@@ -87,6 +88,7 @@ ADAPTER_CACHE: Final = "/tmp/adapters"  # noqa: S108 - the pod's own emptyDir
 ADMIN_TOKEN_FOLDER: Final = "/var/run/secrets/kvasir/admin"  # noqa: S105 - a path
 SOURCE_SECRET_FOLDER: Final = "/var/run/secrets/kvasir/source"  # noqa: S105 - a path
 API_KEYS_FOLDER: Final = "/var/run/secrets/kvasir/api-keys"
+KV_FOLDER: Final = "/var/cache/kvasir/kv"
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 FETCH_MAX_SIZE: Final = "KVASIR_FETCH_MAX_SIZE"

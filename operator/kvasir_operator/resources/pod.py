@@ -31,6 +31,9 @@ HUNG_SECONDS: Final = 10
 """Seconds that an engine which answers no liveness probe has to end: its drain would last for ever. Kubernetes before
 1.25 does not know the field, leaves it out, and waits for the pod's whole grace period."""
 
+KV_FOLDER_SLACK: Final = 1.05
+"""Folders, drafts and rounding up to disk blocks, on top of the files: the kubelet evicts a pod above its limit."""
+
 ENVIRONMENT: Final = {
     "HOME": "/tmp",  # noqa: S108 - the pod's own emptyDir; the root file system is read-only
     "TRITON_CACHE_DIR": "/tmp/triton",  # noqa: S108 - likewise
@@ -190,7 +193,18 @@ def _volumes(service: str, template: RevisionTemplate, files: ModelFiles, settin
     ]
     if template.api_keys_secret is not None:
         volumes.append(secret_volume(names.API_KEYS_VOLUME, template.api_keys_secret, names.API_KEYS_KEY))
-    return [*volumes, *files.volumes, *_adapter_files(template, files)[0]]
+    return [*volumes, *_kv_volumes(template), *files.volumes, *_adapter_files(template, files)[0]]
+
+
+def _kv_volumes(template: RevisionTemplate) -> list[Manifest]:
+    """Where files of KV blocks are; a folder of the pod's own is bounded somewhat above what the engine writes."""
+    offload = template.engine.kv_offload
+    if offload is None or offload.disk is None:
+        return []
+    disk = offload.disk
+    if disk.claim_name is not None:
+        return [{"name": names.KV_VOLUME, "persistentVolumeClaim": {"claimName": disk.claim_name}}]
+    return [{"name": names.KV_VOLUME, "emptyDir": {"sizeLimit": str(math.ceil(disk.size.bytes * KV_FOLDER_SLACK))}}]
 
 
 def _adapter_files(template: RevisionTemplate, files: ModelFiles) -> tuple[list[Manifest], list[Manifest]]:
@@ -208,4 +222,5 @@ def _runtime_mounts(template: RevisionTemplate) -> list[Manifest]:
     ]
     if template.api_keys_secret is not None:
         mounts.append({"name": names.API_KEYS_VOLUME, "mountPath": names.API_KEYS_FOLDER, "readOnly": True})
+    mounts += [{"name": volume["name"], "mountPath": names.KV_FOLDER} for volume in _kv_volumes(template)]
     return mounts

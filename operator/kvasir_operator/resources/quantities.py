@@ -1,11 +1,13 @@
 """Resources of the runtime's container: the service's own, the operator's defaults, and the devices."""
 
+import math
 import re
 from decimal import Decimal
 from typing import Final
 
-from kvasir_operator.api.kubernetes import ResourceRequirements
-from kvasir_operator.api.v1alpha1 import AcceleratorSpec
+from kvasir_operator.api.base import Quantity
+from kvasir_operator.api.kubernetes import ResourceRequirements, parse_quantity
+from kvasir_operator.api.v1alpha1 import AcceleratorSpec, EngineSpec
 from kvasir_operator.settings import Settings
 
 _QUANTITY: Final = re.compile(r"([0-9.]+)(.*)")
@@ -14,15 +16,20 @@ Amounts = dict[str, int | str]
 
 
 def container_resources(
-    given: ResourceRequirements | None, accelerator: AcceleratorSpec | None, settings: Settings
+    given: ResourceRequirements | None,
+    accelerator: AcceleratorSpec | None,
+    settings: Settings,
+    engine: EngineSpec | None = None,
 ) -> ResourceRequirements:
     """Resources of the runtime's container.
 
     A resource (cpu, memory, …) that the service requests or limits is the service's alone; the operator's default
-    fills in the others. Devices are requested as they are limited, as Kubernetes demands.
+    fills in the others, on GPUs with host memory for KV blocks on top. Devices are requested as they are limited, as
+    Kubernetes demands.
     """
     given = given or ResourceRequirements()
-    fallback = _default_resources(accelerator, settings)
+    offload = engine.kv_offload if engine is not None else None
+    fallback = _default_resources(accelerator, settings, offload.host if offload is not None else None)
     own = given.requests.keys() | given.limits.keys()
     requests = {**_without(fallback.requests, own), **given.requests}
     limits = {**_without(fallback.limits, own), **given.limits}
@@ -49,14 +56,25 @@ def times(quantity: int | str, factor: int) -> int | str:
     return f"{number.normalize():f}{match[2]}"
 
 
-def _default_resources(accelerator: AcceleratorSpec | None, settings: Settings) -> ResourceRequirements:
+def _default_resources(
+    accelerator: AcceleratorSpec | None, settings: Settings, host_kv: Quantity | None
+) -> ResourceRequirements:
     if accelerator is None or accelerator.resource() is None:
-        return settings.cpu_resources
+        return settings.cpu_resources  # what host memory takes there is planned out of the limit
     each = settings.gpu_resources
     return ResourceRequirements(
-        requests={name: times(amount, accelerator.count) for name, amount in each.requests.items()},
-        limits={name: times(amount, accelerator.count) for name, amount in each.limits.items()},
+        requests=_with_memory(
+            {name: times(amount, accelerator.count) for name, amount in each.requests.items()}, host_kv
+        ),
+        limits=_with_memory({name: times(amount, accelerator.count) for name, amount in each.limits.items()}, host_kv),
     )
+
+
+def _with_memory(amounts: Amounts, more: Quantity | None) -> Amounts:
+    present = parse_quantity(amounts.get("memory", ""))
+    if more is None or present is None:
+        return amounts
+    return {**amounts, "memory": str(math.ceil(present) + more.bytes)}
 
 
 def _devices(accelerator: AcceleratorSpec | None) -> Amounts:

@@ -61,7 +61,7 @@ class RevisionTemplate(ApiModel):
             engine=spec.engine.model_copy(update={"image": None}),
             accelerator=spec.accelerator,
             parallelism=spec.parallelism.model_copy(update={"tensor": None}),  # follows from the two others
-            resources=container_resources(spec.resources, spec.accelerator, settings),
+            resources=container_resources(spec.resources, spec.accelerator, settings, spec.engine),
             node_selector=spec.node_selector,
             tolerations=spec.tolerations,
             affinity=spec.affinity,

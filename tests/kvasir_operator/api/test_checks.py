@@ -32,6 +32,14 @@ REFUSED: dict[str, tuple[Spec, list[str]]] = {
         {"engine": {"kvCacheMemory": "1Gi", "gpuMemoryUtilization": 0.5}},
         ["spec.engine.gpuMemoryUtilization: must be unset when kvCacheMemory is set (1Gi), got 0.5"],
     ),
+    "files without host memory": (
+        {"engine": {"kvOffload": {"disk": {"size": "50Gi"}}}},
+        ["spec.engine.kvOffload.disk: must be unset without kvOffload.host, got size 50Gi"],
+    ),
+    "host memory without a prefix cache": (
+        {"engine": {"kvOffload": {"host": "8Gi"}, "prefixCaching": {"enabled": False}}},
+        ["spec.engine.kvOffload.host: must be unset when prefixCaching.enabled is false, got 8Gi"],
+    ),
     "a variable with value and source": (
         {"engine": {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}},
         ['spec.engine.env[0].valueFrom: must be unset when value is set, got value "1"'],

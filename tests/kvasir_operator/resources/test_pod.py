@@ -1,5 +1,6 @@
 """Whole pods, as they are sent to the API server."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -265,6 +266,24 @@ def test_every_mount_has_its_volume(make_service: MakeService) -> None:
         }
         assert mounted == set(volumes)
         assert len(volumes) == len(set(volumes))
+
+
+@pytest.mark.parametrize(
+    ("disk", "volume"),
+    [
+        ({"size": "10Gi"}, {"emptyDir": {"sizeLimit": str(math.ceil((10 << 30) * 1.05))}}),
+        ({"size": "10Gi", "claimName": "kv"}, {"persistentVolumeClaim": {"claimName": "kv"}}),
+    ],
+)
+def test_files_of_kv_blocks_have_a_volume(make_service: MakeService, disk: Manifest, volume: Manifest) -> None:
+    """Of the pod, bounded somewhat above what the engine writes, or of a claim; the engine is told of both tiers."""
+    service = make_service(engine={"kvOffload": {"host": "2Gi", "disk": disk}})
+    spec = build_pod(service.metadata, RevisionTemplate.of(service, SETTINGS), "p", SETTINGS)["spec"]
+    [runtime] = spec["containers"]
+    assert {"name": "kv", **volume} in spec["volumes"]
+    assert {"name": "kv", "mountPath": "/var/cache/kvasir/kv"} in runtime["volumeMounts"]
+    arguments = " ".join(runtime["args"])
+    assert f"--kv-offload-host {2 << 30} --kv-offload-disk /var/cache/kvasir/kv:{10 << 30}" in arguments
 
 
 def test_a_source_that_the_settings_refuse_makes_no_pod(make_service: MakeService) -> None:

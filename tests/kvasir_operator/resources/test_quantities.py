@@ -37,6 +37,12 @@ SETTINGS = Settings(
             {"memory": "48Gi", "nvidia.com/gpu": 2},
         ),
         (
+            {"accelerator": {"count": 1}, "engine": {"kvOffload": {"host": "8Gi"}}},
+            {"cpu": "4", "memory": str(24 << 30), "nvidia.com/gpu": 1},
+            {"memory": str(32 << 30), "nvidia.com/gpu": 1},
+        ),
+        ({"engine": {"kvOffload": {"host": "1Gi"}}}, {"cpu": "1", "memory": "2Gi"}, {"memory": "2Gi"}),
+        (
             {"accelerator": {"mig": "1g.10gb"}, "resources": {"requests": {"cpu": 1, "memory": "4Gi"}}},
             {"cpu": 1, "memory": "4Gi", "nvidia.com/mig-1g.10gb": 1},
             {"nvidia.com/mig-1g.10gb": 1},
@@ -60,7 +66,7 @@ def test_resources_of_a_replica(
     make_service: MakeService, spec: dict[str, Any], requests: dict[str, Any], limits: dict[str, Any]
 ) -> None:
     service = make_service(**spec)
-    found = container_resources(service.spec.resources, service.spec.accelerator, SETTINGS)
+    found = container_resources(service.spec.resources, service.spec.accelerator, SETTINGS, service.spec.engine)
     assert (found.requests, found.limits) == (requests, limits)
 
 
