@@ -56,10 +56,10 @@ def test_an_unsupported_architecture(kubectl: Kubectl, tmp_path: Path) -> None:
 
 
 def test_a_device_that_the_engine_cannot_use(kubectl: Kubectl, model_uri: str) -> None:
-    """The scheduler gives the device; the engine, which knows CPUs only, says so."""
+    """The scheduler gives a device of which the node knows nothing; the engine, which must not fall back, says so."""
     with gpus_of_the_real_node(1):
         kubectl.apply(services.inference_service("broken", model_uri, accelerator={"products": ["L4"]}))
-        assert "device must be one of auto, cpu" in failure(kubectl, "InvalidArguments", timeout=90)["message"]
+        assert "torch finds no GPU" in failure(kubectl, "AcceleratorError", timeout=90)["message"]
         kubectl.run("delete", "isvc", "broken")
         wait_for("the pods to end", lambda: not kubectl.list("pods"), timeout=60)
 
