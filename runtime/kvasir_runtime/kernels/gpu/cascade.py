@@ -25,6 +25,8 @@ from kvasir_runtime.kernels.gpu.prefill_attention import tiles_for
 
 PARTS: Final = 8
 """Of a prefix: 1,024 tokens each at 8k, so that 8 KV heads and one tile of rows are 64 programs."""
+QUERIES: Final = 64
+"""Rows of a tile: with 128, the compiler spills registers for sm_80."""
 NO_PART: Final = tl.constexpr(-2.0e30)
 
 
@@ -102,7 +104,7 @@ def cascade_decode(
     assert q_NHC.stride(2) == 1
     rows, heads, head_dim = q_NHC.shape
     tiles = tiles_for(head_dim, q_NHC.element_size())
-    queries = max(tiles.queries, power_of_two(spec.group, 16))
+    queries = max(QUERIES, power_of_two(spec.group, 16))
     groups = len(prefixes.lengths_G)
     shared_PNHC = q_NHC.new_empty((PARTS, rows, heads, head_dim), dtype=torch.float32)
     shared_PNH = q_NHC.new_empty((PARTS, rows, heads), dtype=torch.float32)

@@ -110,7 +110,8 @@ def combine_experts(x_NI: Tensor, weights_EOI: Tensor, rows: ExpertRows, factors
     The sum is always in the same order: rows go back to their places before it.
     """
     out_NO = _launch(x_NI, weights_EOI, rows, factors_TA.contiguous(), gather=False)
-    return out_NO.unflatten(0, (-1, rows.experts_per_token)).sum(1)
+    out_TAO: Tensor = out_NO.unflatten(0, (-1, rows.experts_per_token))
+    return out_TAO.sum(1)
 
 
 def experts_oracle(x_TI: Tensor, weights_EOI: Tensor, chosen_TA: Tensor) -> Tensor:

@@ -51,14 +51,16 @@ def quantize_int4(weight_OI: Tensor) -> Int4Weight:
 def pack_int4(codes_OI: Tensor) -> Tensor:
     """Codes 0 to 15 in the layout of the kernel: uint8 `[O, I / 2]`."""
     halves = codes_OI.to(torch.uint8).unflatten(1, (-1, 2, GROUP // 2))
-    return (halves[:, :, 0] | halves[:, :, 1] << 4).flatten(1)
+    bytes_OQH: Tensor = halves[:, :, 0] | halves[:, :, 1] << 4
+    return bytes_OQH.flatten(1)
 
 
 def int4_oracle(weight: Int4Weight) -> Tensor:
     """The weight as it was meant, float32 `[O, I]`."""
     bytes_OQH = weight.codes_OH.unflatten(1, (-1, GROUP // 2))
     codes_OQG = torch.cat((bytes_OQH & 15, bytes_OQH >> 4), dim=-1).float()
-    return ((codes_OQG - weight.zeros_OQ.float()[..., None]) * weight.scales_OQ.float()[..., None]).flatten(1)
+    weight_OQG: Tensor = (codes_OQG - weight.zeros_OQ.float()[..., None]) * weight.scales_OQ.float()[..., None]
+    return weight_OQG.flatten(1)
 
 
 def quantize_fp8(weight_OI: Tensor) -> Fp8Weight:
@@ -124,7 +126,7 @@ def tile_shape(rows: int) -> tuple[int, int, int]:
         return 16, 32, 4
     if rows <= 64:
         return 64, 64, 4
-    return 128, 128, 8
+    return 128, 64, 8
 
 
 def int4_linear(x_RI: Tensor, weight: Int4Weight) -> Tensor:
@@ -146,7 +148,7 @@ def int4_linear(x_RI: Tensor, weight: Int4Weight) -> Tensor:
         M=m,
         N=n,
         num_warps=warps,
-        num_stages=4,
+        num_stages=3,
     )
     return out_RO
 
@@ -170,6 +172,6 @@ def fp8_linear(x_RI: Tensor, weight: Fp8Weight) -> Tensor:
         N=n,
         INPUTS=128 if rows <= 64 else 64,
         num_warps=warps,
-        num_stages=4,
+        num_stages=3,
     )
     return out_RO

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE: Final = 4096
+TILE: Final = 2048
 ONE: Final = tl.constexpr(0x3F800000)
 """The bits of 1.0: those of the likeliest token's chance."""
 ALL: Final = tl.constexpr(1 << 30)

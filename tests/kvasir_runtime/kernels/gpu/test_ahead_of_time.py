@@ -17,7 +17,15 @@ SHARED_BYTES: Final = {80: 164 << 10, 90: 228 << 10}
 
 Source: CUDA C++ Programming Guide, "Compute Capabilities"."""
 
-PROGRAMS: Final = {"_prefill": 1, "_decode": 2}
+PROGRAMS: Final = {
+    "_prefill": 1,
+    "_prefix": 1,
+    "_decode": 2,
+    "_int4_linear": 1,
+    "_fp8_linear": 1,
+    "_grouped": 2,
+    "_sample": 2,
+}
 """How many programs of a kernel a multiprocessor must hold at once."""
 PROGRAMS_OF_OTHERS: Final = 4
 
