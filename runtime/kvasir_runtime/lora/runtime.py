@@ -49,6 +49,11 @@ class LoraRuntime:
         """Memory of all images."""
         return sum(image.nbytes for image in self._images.values())
 
+    @property
+    def width(self) -> int:
+        """Most ranks that an adapter has in all parts of a layer together."""
+        return max((layer.slots.width for layer in self._layers.values()), default=0)
+
     def bytes_of(self, digest: str) -> int:
         return self._images[digest].nbytes if digest in self._images else 0
 
@@ -82,14 +87,19 @@ class LoraLinear:
 
     def __init__(self, base: PackedLinear, slots: LoraSlots, runtime: LoraRuntime) -> None:
         self.nbytes = base.nbytes
-        self._base = base
-        self._slots = slots
+        self.base = base
+        self.slots = slots
         self._runtime = runtime
 
     def __call__(self, x_RI: Tensor) -> Tensor:
-        out_RO = self._base(x_RI)
+        out_RO = self.base(x_RI)
         batch = self._runtime.batch
         if batch is not None:
             x_RI = x_RI if x_RI.stride(-1) == 1 else x_RI.contiguous()
-            self._runtime.kernel(x_RI, out_RO, batch, self._slots)
+            self._runtime.kernel(x_RI, out_RO, batch, self.slots)
         return out_RO
+
+
+def base_of(linear: PackedLinear) -> PackedLinear:
+    """A layer without its adapters."""
+    return linear.base if isinstance(linear, LoraLinear) else linear

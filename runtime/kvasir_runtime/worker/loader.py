@@ -242,7 +242,7 @@ def _load_model(
     backend = choose_backend(resolved)
     model = resolved.family.model(resolved.decoder, load, backend, resolved.max_model_len)
     if not resolved.device.triton:
-        model.fused = FusedLayers.of(model)
+        model.fused = FusedLayers.of(model, lora)
     digest = checkpoint.digest()
     checkpoint.close()
     return model, digest

@@ -9,8 +9,11 @@ from kvasir_runtime.attention.metadata import AttentionMetadata, Sequences
 from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.kernels.cpu.layers import FusedLayers
 from kvasir_runtime.models.decoder import DecoderModel
+from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.worker.kv_cache import KVCache
 from kvasir_runtime.worker.loader import load_model
+from tests.kvasir_runtime.lora.adapters import AdapterEngine, make_adapter
+from tests.kvasir_runtime.models.families import make_checkpoint, prompts
 
 TINY_LLAMA = Path(__file__).parents[2] / "models" / "tiny-llama"
 BLOCK = 16
@@ -88,6 +91,28 @@ def test_a_layer_of_another_kind_is_computed_step_by_step() -> None:
     model = loaded("none")
     if model.fused is None:
         pytest.skip("no kernels for bfloat16 on this CPU")
-    assert FusedLayers.of(model) is not None
+    assert FusedLayers.of(model, None) is not None
     model.layers[-1].attention.q_norm = model.layers[-1].attention_norm
-    assert FusedLayers.of(model) is None
+    assert FusedLayers.of(model, None) is None
+
+
+def test_adapters_are_added_as_one_by_one(tmp_path: Path) -> None:
+    """Greedy tokens and their log-probabilities of several adapters and none, in prefill and decode, in one batch."""
+    model = make_checkpoint("llama", tmp_path / "model")
+    names = {"few": make_adapter(model, tmp_path / "few", seed=1, strength=0.6, r=4)}
+    names["many"] = make_adapter(model, tmp_path / "many", seed=2, strength=0.6, r=48)
+    asks = [(name, prompt) for name in (None, "few", "many") for prompt in prompts([5, 40], seed=3)]
+    answers = []
+    for fused in (True, False):
+        engine = AdapterEngine(tmp_path / "model", dtype="bfloat16")
+        for name, folder in names.items():
+            engine.load(name, folder)
+        runner_model = engine.core._runner.model
+        if runner_model.fused is None:
+            pytest.skip("no kernels for bfloat16 on this CPU")
+        if not fused:
+            runner_model.fused = None
+        found = engine.generate(asks, SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=1))
+        answers.append([(each.token_ids, each.logprobs) for each in found])
+    assert answers[0] == answers[1]
+    assert len({tuple(tokens) for tokens, _ in answers[0][1::2]}) == 3, "adapters must tell"

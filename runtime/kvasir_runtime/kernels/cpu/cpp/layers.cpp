@@ -9,6 +9,8 @@ void kvasir_linear_bf16(const bf16 *, const char *, const float *, bf16 *, int64
 void kvasir_silu_gated_bf16(const bf16 *, const char *, bf16 *, int64_t, int64_t, int64_t, int);
 void kvasir_linear_int8(int, const void *, const int8_t *, const float *, const int32_t *, const float *, void *, int64_t, int64_t,
                         int64_t, int);
+void kvasir_lora(int, const void *, void *, const int32_t *, const int32_t *, const int32_t *, const void *, const int64_t *, void *,
+                 int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
 void kvasir_silu_and_mul(int, const void *, void *, int64_t, int64_t, int);
 void kvasir_write_kv(int, const void *, const void *, const void *, void *, void *, const float *, const int64_t *, const int64_t *,
                      int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int);
@@ -20,14 +22,38 @@ namespace {
 
 // Every field takes eight bytes, so that Python can write them as an array.
 
+// A step's rows with adapters, as kvasir_lora has them.
+struct LoraRows {
+    const int32_t *rows, *starts, *slots;
+    int64_t groups;
+    float *middle;  // room for the widest adapter's ranks of all rows
+};
+
 struct Weight {
     const char *panels;
     const float *scales;    // null: bfloat16
     const int32_t *shifts;
     const float *bias;      // or null
     int64_t outputs, inputs;
+    const int64_t *slots;    // adapters' matrices and ranks, as kvasir_lora has them; null: none
+    const int64_t *offsets;
+    int64_t parts;
 
-    void apply(const bf16 *x, bf16 *out, int64_t rows, int threads) const {
+    void apply(const bf16 *x, bf16 *out, int64_t rows, const LoraRows &lora, int threads) const {
+        multiply(x, out, rows, threads);
+        if (!slots || !lora.groups) return;
+        int64_t width = 0;  // ranks that an adapter of this step has in all parts
+        for (int64_t g = 0; g < lora.groups; g++) {
+            int64_t ranks = 0;
+            for (int64_t p = 0; p < parts; p++) ranks += slots[(lora.slots[g] * parts + p) * 3 + 2];
+            width = std::max(width, ranks);
+        }
+        if (width)
+            kvasir_lora(1, x, out, lora.rows, lora.starts, lora.slots, slots, offsets, lora.middle, inputs, outputs, lora.groups,
+                        parts, inputs, width, threads);
+    }
+
+    void multiply(const bf16 *x, bf16 *out, int64_t rows, int threads) const {
         if (scales) kvasir_linear_int8(1, x, (const int8_t *)panels, scales, shifts, bias, out, rows, outputs, inputs, threads);
         else kvasir_linear_bf16(x, panels, bias, out, rows, outputs, inputs, threads);
     }
@@ -59,6 +85,7 @@ struct Step {
     int64_t rows, blocks;
     const int64_t *positions, *slots;
     Sequences decodes, prefills;
+    LoraRows lora;
 };
 
 // Room for the results in between; used again by each layer, and attention's by the MLP.
@@ -90,21 +117,21 @@ void run(const Layer &layer, const Shape &s, const Step &step, bf16 *x, bf16 *re
     } else {
         kvasir_rms_norm(1, x, residual, layer.attention_norm, room.normed, rows, s.hidden, s.eps, threads);
     }
-    layer.qkv.apply(room.normed, room.qkv, rows, threads);
+    layer.qkv.apply(room.normed, room.qkv, rows, step.lora, threads);
     const bf16 *k = room.qkv + s.heads * s.head_dim, *v = k + s.kv_heads * s.head_dim;
     kvasir_write_kv(1, room.qkv, k, v, room.q, layer.kv, layer.cos_sin, step.positions, step.slots, rows, s.heads, s.kv_heads,
                     s.head_dim, step.blocks, s.block_size, stride, stride, stride, threads);
     attend(layer, s, step, step.decodes, 0, room, threads);
     attend(layer, s, step, step.prefills, step.decodes.count, room, threads);
-    layer.out.apply(room.attended, x, rows, threads);
+    layer.out.apply(room.attended, x, rows, step.lora, threads);
     kvasir_rms_norm(1, x, residual, layer.mlp_norm, room.normed, rows, s.hidden, s.eps, threads);
     if (s.gated) {
         kvasir_silu_gated_bf16(room.normed, layer.gate_up.panels, room.inner, rows, s.inner, s.hidden, threads);
     } else {
-        layer.gate_up.apply(room.normed, room.both, rows, threads);
+        layer.gate_up.apply(room.normed, room.both, rows, step.lora, threads);
         kvasir_silu_and_mul(1, room.both, room.inner, rows, s.inner, threads);
     }
-    layer.down.apply(room.inner, x, rows, threads);
+    layer.down.apply(room.inner, x, rows, step.lora, threads);
 }
 
 }  // namespace
