@@ -16,6 +16,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from kvasir_runtime.config import EngineConfig
 from kvasir_runtime.contract.failures import Cause, KvasirError
 from kvasir_runtime.worker.loader import load_model
@@ -79,7 +81,9 @@ def resident_bytes() -> int:
 
 
 def _trim_heap() -> None:
-    """Large tensors go back to the kernel by themselves, small ones only when glibc is asked."""
+    """Large tensors go back to the kernel by themselves, small ones only when glibc is asked, a GPU's when torch is."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
