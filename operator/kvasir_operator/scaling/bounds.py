@@ -59,8 +59,8 @@ def decide(inputs: Inputs) -> Decision:
     least, most = least_asked(need, inputs), most_asked(need, inputs)
     if least > current:
         to, verdict = _up(inputs, least)
-    elif most < current:
-        to, verdict = _down(inputs, most)
+    elif (kept := max(most, whole(need.up) + inputs.silent)) < current:
+        to, verdict = _down(inputs, kept)
     else:
         to, verdict = current, Verdict.STEADY
     return Decision(to=to, verdict=verdict, least=least, most=most, signal=need.signal)

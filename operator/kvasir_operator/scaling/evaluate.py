@@ -33,5 +33,5 @@ def evaluate(
     inputs = look(memory, samples, policy, replicas, changes, now)
     decision = decide(inputs)
     window = max(policy.up_window_s, policy.down_window_s)
-    memory.recommended(now, decision.least, decision.most, window)
+    memory.recommended(now, decision.least, max(decision.most, decision.to if decision.to > replicas else 0), window)
     return Evaluation(inputs, decision)

@@ -7,10 +7,11 @@
 | Queue | replicas that serve | requests that may wait / requests that wait, at least 1/2 |
 | TTFT | replicas that serve, where the objective is missed | objective / TTFT, at least 1/2 |
 
-The signal that asks for most decides. The first two speak of the future: demand at its present growth for as long as
-a replica takes to start. The last two know only that what serves does not suffice, so they ask for at most twice as
-much, for no more while replicas that were added have not shown their effect, and TTFT for at most twice what the others
-ask: a prompt that is long by itself is no reason for more replicas.
+The signal that asks for most decides. The first two speak of the future: demand at its present growth, where that is
+more than chance, for as long as a replica takes to start. A forecast adds replicas and keeps them for as long as it is
+made; one that was made earlier and did not come true keeps none. The last two know only that what serves does not
+suffice, so they ask for at most twice as much, for no more while replicas that were added have not shown their effect,
+and TTFT for at most twice what the others ask: a prompt that is long by itself is no reason for more replicas.
 
 Worked example: 60,000 KV tokens of 20,000 a replica at 75 % ask for 4 replicas; 9,000 prompt tokens/s of 2,000 a
 replica at 75 % for 6; so 6.
@@ -91,7 +92,10 @@ class Inputs(ApiModel):
 
 
 class Need(ApiModel):
-    """Replicas asked for, as fractions: by growing demand (`up`), and that must stay to hold the demand (`down`)."""
+    """Replicas asked for, as fractions: by growing demand (`up`), and that must stay to hold the demand (`down`).
+
+    Growth that was forecast and did not come is no reason to keep replicas, so `down` is without it.
+    """
 
     up: float
     down: float
@@ -100,30 +104,40 @@ class Need(ApiModel):
 
 def needs(inputs: Inputs) -> Need:
     """What the load asks for. Grows with each demand; a silent replica adds nothing to `up`, and one to `down`."""
-    asked, now = loads(inputs), _measured(inputs, steady=False)
+    asked = loads(inputs)
     up = max(asked.values())
     signal = next((each for each, replicas in asked.items() if replicas == up), None) if up > 0 else None
-    return Need(up=up, down=max(up, *now.values()) + inputs.silent, signal=signal)
+    held = max(*loads(inputs, growing=False).values(), *_now(inputs).values())
+    return Need(up=up, down=held + inputs.silent, signal=signal)
 
 
-def loads(inputs: Inputs) -> dict[Signal, float]:
-    """Replicas that each signal asks for."""
+def loads(inputs: Inputs, *, growing: bool = True) -> dict[Signal, float]:
+    """Replicas that each signal asks for; `growing`: where demand will be, else where it is.
+
+    Of silent replicas nothing is known: they are no base to ask for more on, and one to keep what there is.
+    """
     demand, policy = inputs.demand, inputs.policy
-    asked = {**_measured(inputs, steady=True), Signal.QUEUE: _queue(inputs)}
+    kv, prompt = demand.kv_tokens, demand.prompt_per_s
+    if growing:
+        kv, prompt = max(kv, demand.kv_tokens_ahead), max(prompt, demand.prompt_per_s_ahead)
+    base, silent = (inputs.answering, 0) if growing else (inputs.serving, inputs.silent)
+    asked = {**_measured(inputs, kv, prompt), Signal.QUEUE: _queue(inputs, base)}
     if policy.ttft_s is not None and demand.ttft_p95_s is not None and demand.ttft_p95_s > policy.ttft_s:
-        missed = min(_at_most(inputs), inputs.answering * demand.ttft_p95_s / policy.ttft_s)
-        asked[Signal.TTFT] = min(missed, 2 * max(1.0, *asked.values()))
+        missed = min(_at_most(inputs, base), base * demand.ttft_p95_s / policy.ttft_s)
+        asked[Signal.TTFT] = min(missed, 2 * (max(1.0, *asked.values()) + silent))
     return asked
 
 
-def _measured(inputs: Inputs, *, steady: bool) -> dict[Signal, float]:
-    """Replicas by the signals that are measured in tokens; `steady`: by means and growth, else by the moment."""
-    demand, share = inputs.demand, inputs.policy.utilization
-    kv = max(demand.kv_tokens, demand.kv_tokens_ahead) if steady else demand.kv_tokens_now
-    prompt = max(demand.prompt_per_s, demand.prompt_per_s_ahead) if steady else demand.prompt_per_s
-    prompt += demand.queued_tokens / BACKLOG_S
+def _now(inputs: Inputs) -> dict[Signal, float]:
+    """Replicas for the KV tokens of this very moment; prompts of a moment are chance."""
+    return _measured(inputs, inputs.demand.kv_tokens_now, inputs.demand.prompt_per_s)
+
+
+def _measured(inputs: Inputs, kv_tokens: float, prompt_per_s: float) -> dict[Signal, float]:
+    """Replicas by the signals that are measured in tokens."""
+    share, prompt = inputs.policy.utilization, prompt_per_s + inputs.demand.queued_tokens / BACKLOG_S
     return {
-        Signal.KV_CACHE: _share_of(kv, inputs.kv_capacity, share),
+        Signal.KV_CACHE: _share_of(kv_tokens, inputs.kv_capacity, share),
         Signal.PROMPT_LOAD: _share_of(prompt, inputs.prompt_capacity, share),
     }
 
@@ -133,16 +147,14 @@ def _share_of(demand: float, capacity: float | None, share: float | None) -> flo
     return demand / (capacity * share) if capacity and share else 0.0
 
 
-def _queue(inputs: Inputs) -> float:
-    limit, answering = inputs.policy.queued_requests, inputs.answering
-    if limit is None or answering == 0:
-        return 0.0
-    return min(_at_most(inputs), inputs.demand.waiting / limit)
+def _queue(inputs: Inputs, base: int) -> float:
+    limit = inputs.policy.queued_requests
+    return 0.0 if limit is None else min(_at_most(inputs, base), inputs.demand.waiting / limit)
 
 
-def _at_most(inputs: Inputs) -> float:
+def _at_most(inputs: Inputs, base: int) -> float:
     """What signals may ask for that are no measure of demand: no more than there are while some of those are new."""
-    return float(inputs.replicas) if inputs.settling else MOST_FOR_QUEUE * inputs.answering
+    return float(inputs.replicas) if inputs.settling else MOST_FOR_QUEUE * base
 
 
 def look(
@@ -152,14 +164,17 @@ def look(
     fleet = memory.observe(samples, now)
     level, earlier = memory.level(now), memory.earlier(now)
     horizon = min(LONGEST_HORIZON_S, memory.cold_start_s or 0.0)
-    before = earlier or level
+    before, noise = earlier or level, memory.noise(now)
+    slack = policy.tolerance
+    kv_chance = max(slack * level.kv_tokens, SURE * noise.kv_tokens)
+    prompt_chance = max(slack * level.prompt_per_s, SURE * noise.prompt_per_s)
     demand = Demand(
         kv_tokens_now=_short(fleet.now.kv_tokens),
         kv_tokens=_short(level.kv_tokens),
-        kv_tokens_ahead=_short(ahead(before.kv_tokens, level.kv_tokens, horizon, policy.tolerance)),
+        kv_tokens_ahead=_short(ahead(before.kv_tokens, level.kv_tokens, horizon, kv_chance)),
         prompt_per_s_now=_short(fleet.now.prompt_per_s),
         prompt_per_s=_short(level.prompt_per_s),
-        prompt_per_s_ahead=_short(ahead(before.prompt_per_s, level.prompt_per_s, horizon, policy.tolerance)),
+        prompt_per_s_ahead=_short(ahead(before.prompt_per_s, level.prompt_per_s, horizon, prompt_chance)),
         queued_tokens=fleet.queued_tokens,
         waiting=fleet.waiting,
         ttft_p95_s=_short(fleet.ttft_p95_s) if fleet.ttft_p95_s is not None else None,
@@ -196,16 +211,18 @@ class Changes(ApiModel):
 
 GAP_S: Final = 90.0
 """Between the middles of the two spans whose means are compared: the last minute, and the two minutes before it."""
+SURE: Final = 2.0
+"""Growth is believed beyond so many of its standard errors, and beyond the tolerance."""
 
 
-def ahead(earlier: float, level: float, horizon_s: float, tolerance: float) -> float:
-    """Demand after the horizon if it goes on growing as it did; growth within the tolerance is taken for chance.
+def ahead(earlier: float, level: float, horizon_s: float, chance: float) -> float:
+    """Demand after the horizon if it goes on growing as it did; growth of no more than `chance` is not believed.
 
-    >>> ahead(earlier=100.0, level=130.0, horizon_s=90.0, tolerance=0.1)
+    >>> ahead(earlier=100.0, level=130.0, horizon_s=90.0, chance=10.0)
     160.0
     """
-    growth = (level - earlier) * (horizon_s / GAP_S)
-    return level + min(level, growth) if growth > tolerance * level else level
+    growth = level - earlier
+    return level + min(level, growth * (horizon_s / GAP_S)) if growth > chance else level
 
 
 def whole(replicas: float) -> int:

@@ -9,7 +9,8 @@ Times are seconds on any clock that only rises.
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
+from math import hypot, sqrt
+from statistics import median, stdev
 from typing import Final
 
 from kvasir_operator.scaling.samples import Sample
@@ -22,8 +23,8 @@ EARLIER_S: Final = 180.0
 """Growth is the present level against that of the time between this long ago and `LEVEL_S` ago."""
 LOOK_S: Final = 1.0
 """Looks that follow each other faster than this count as one: a moment with many events weighs no more than others."""
-LEARNING_RATE: Final = 0.02
-"""Share of what is known of a replica's speed that a reading replaces: 8 replicas read every 5 s renew it in 30 s."""
+LEARNING_RATE: Final = 0.005
+"""Share of what is known of a replica's speed that a reading replaces: 8 replicas read every 5 s renew it in 2 min."""
 SATURATED_S: Final = 10.0
 """How long requests must have waited without a break before a replica's speed is its limit; the engine's own window."""
 
@@ -138,12 +139,27 @@ class Memory:
         """Mean demand over the last `LEVEL_S`."""
         return _mean(totals for time, totals in self._history if now - time < LEVEL_S)
 
+    def noise(self, now: float) -> Totals:
+        """Standard errors of the difference between `level` and `earlier`, by which it would differ by chance.
+
+        Readings follow each other faster than the engines' rates change: each `SATURATED_S` counts as one.
+        """
+        parts = self._parts(now)
+        return Totals(
+            hypot(*(_error([each.kv_tokens for _, each in part], _span(part)) for part in parts)),
+            hypot(*(_error([each.prompt_per_s for _, each in part], _span(part)) for part in parts)),
+        )
+
     def earlier(self, now: float) -> Totals | None:
         """Mean demand over the time before that; None where it was not observed for long enough to be compared."""
         older = [(time, totals) for time, totals in self._history if LEVEL_S <= now - time <= EARLIER_S]
         if not older or now - older[0][0] < (LEVEL_S + EARLIER_S) / 2:
             return None
         return _mean(totals for _, totals in older)
+
+    def _parts(self, now: float) -> tuple[list[tuple[float, Totals]], list[tuple[float, Totals]]]:
+        level = [each for each in self._history if now - each[0] < LEVEL_S]
+        return level, [each for each in self._history if LEVEL_S <= now - each[0] <= EARLIER_S]
 
     def recommended(self, now: float, least: int, most: int, window_s: float) -> None:
         """Remember what was just asked for: at least and at most so many replicas. Keeps `window_s` of it."""
@@ -220,6 +236,18 @@ class Memory:
 def _forget(entries: deque[tuple[float, Totals]] | deque[tuple[float, int]], before: float) -> None:
     while entries and entries[0][0] < before:
         entries.popleft()
+
+
+def _span(part: list[tuple[float, Totals]]) -> float:
+    return part[-1][0] - part[0][0] if part else 0.0
+
+
+def _error(values: list[float], span_s: float) -> float:
+    """Standard error of the mean of values that were read over so many seconds."""
+    if len(values) < 2:
+        return 0.0
+    independent = max(1.0, min(float(len(values)), span_s / SATURATED_S))
+    return stdev(values) / sqrt(independent)
 
 
 def _mean(totals: Iterable[Totals]) -> Totals:

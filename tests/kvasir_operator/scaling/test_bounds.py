@@ -42,6 +42,12 @@ CASES: dict[str, tuple[Inputs, int, Verdict]] = {
     "the rate": (inputs(kv_tokens=75_000, added=2), 6, Verdict.UP),
     "the rate, used up": (inputs(kv_tokens=75_000, added=4), 4, Verdict.RATE_LIMITED),
     "the most": (inputs(9, kv_tokens=99_000), 10, Verdict.UP),
+    "growth that did not come keeps nothing": (
+        inputs(kv_tokens=12_000, kv_tokens_ahead=20_000, highest=2),
+        3,
+        Verdict.DOWN,
+    ),
+    "growth that is forecast does": (inputs(kv_tokens=12_000, kv_tokens_ahead=29_000), 4, Verdict.STEADY),
     "not higher for long enough": (inputs(kv_tokens=45_000, policy={"up_window_s": 60}), 4, Verdict.STABILIZING),
     "higher for long enough, but by less": (
         inputs(kv_tokens=60_000, policy={"up_window_s": 60}, lowest=5),
@@ -77,11 +83,11 @@ def test_the_signal_that_asks_for_most_is_named() -> None:
     assert needs(inputs()).signal is None
 
 
-def test_growth_within_the_tolerance_is_chance() -> None:
+def test_growth_within_chance_is_not_believed() -> None:
     """8 % in a horizon are not believed, 30 % are, more than doubling is not."""
-    assert ahead(100, 108, 90, 0.1) == 108
-    assert ahead(100, 130, 90, 0.1) == 160
-    assert ahead(0, 100, 900, 0.1) == 200
+    assert ahead(100, 108, 90, 10) == 108
+    assert ahead(100, 130, 90, 10) == 160
+    assert ahead(0, 100, 900, 10) == 200
 
 
 amounts = st.floats(0, 200_000, allow_nan=False)

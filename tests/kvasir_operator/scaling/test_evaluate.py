@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from kvasir_operator.scaling.bounds import Verdict
 from kvasir_operator.scaling.evaluate import Evaluation, evaluate
 from kvasir_operator.scaling.policy import Policy
-from kvasir_operator.scaling.recommender import Changes
+from kvasir_operator.scaling.recommender import Changes, Demand
 from kvasir_operator.scaling.samples import Sample, read_sample
 from kvasir_operator.scaling.windows import STALE_AFTER_S, Memory
 from kvasir_runtime.contract.admin_api import AdminState, KVState, StartupState
@@ -87,6 +87,28 @@ def test_growth_of_the_queue_is_demand() -> None:
     after(memory, {"pod": sample(prompt_per_s=100.0, queued_tokens=0)}, 0.0)
     found = after(memory, {"pod": sample(prompt_per_s=100.0, queued_tokens=4_000)}, 10.0)
     assert found.inputs.demand.prompt_per_s_now == 500
+
+
+def test_noise_is_no_growth() -> None:
+    """Readings that jump by half of their mean tell no trend; those that climb steadily do."""
+    for jump, climb, believed in ((2_000, 0, False), (0, 30, True)):
+        memory, demand = Memory(), Demand()
+        for turn in range(40):
+            active = 4_000 + (jump if turn % 2 else -jump) + climb * turn + (600 if turn > 28 and jump else 0)
+            demand = after(memory, fleet(2, sample(active, cold_start_s=90.0)), 5.0 * turn).inputs.demand
+        assert (demand.kv_tokens_ahead > demand.kv_tokens) is believed
+
+
+def test_what_was_added_stays_for_the_window() -> None:
+    """Demand that ends at once takes nothing back before all of the window has passed."""
+    memory, replicas, up, down = Memory(), 2, 0.0, 0.0
+    for turn in range(60):
+        now = 5.0 * turn
+        to = after(memory, fleet(replicas, sample(9_500 if turn < 14 else 100)), now).decision.to
+        up = now if to > replicas else up
+        down = down or (now if to < replicas else 0.0)
+        replicas = to
+    assert down - up >= WINDOW_S
 
 
 def test_nothing_is_taken_away_before_the_window_is_full() -> None:
