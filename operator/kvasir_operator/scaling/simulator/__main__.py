@@ -7,8 +7,8 @@ from pathlib import Path
 
 from kvasir_operator.scaling.simulator.plots import PlotError, plot
 from kvasir_operator.scaling.simulator.profiles import PROFILES, ProfileError, read_profile
-from kvasir_operator.scaling.simulator.report import Result, best, comparison, table
-from kvasir_operator.scaling.simulator.scenario import KVASIR, Scenario, run_all
+from kvasir_operator.scaling.simulator.report import Result, best, comparison, summary, table
+from kvasir_operator.scaling.simulator.scenario import KVASIR, QUICK, Scenario, run_all
 from kvasir_operator.scaling.simulator.traces import TraceError, read_trace, rescale
 from kvasir_runtime.contract.quantities import parse_duration
 
@@ -26,31 +26,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         trace, profile = read_trace(arguments.trace), read_profile(arguments.profile)
+        runs: list[tuple[str, list[Result]]] = []
         for stretch in arguments.stretch:
             for seed in arguments.seeds:
                 scaled = rescale(trace, stretch, arguments.load, seed)
                 scenario = Scenario(scaled, profile, arguments.objective, arguments.most, arguments.warm, seed)
-                _compare(arguments, scenario, stretch)
+                runs.append((f"x{stretch:g}, seed {seed}", _compare(arguments, scenario, stretch)))
+        if len(runs) > 1:
+            print(summary(runs, (KVASIR, QUICK)))
     except (TraceError, ProfileError, PlotError, OSError) as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR
     return 0
 
 
-def _compare(arguments: argparse.Namespace, scenario: Scenario, stretch: float) -> None:
+def _compare(arguments: argparse.Namespace, scenario: Scenario, stretch: float) -> list[Result]:
     name = f"{arguments.name or arguments.trace.stem}-{Path(arguments.profile).stem}-x{stretch:g}-seed{scenario.seed}"
     if scenario.end <= 2 * scenario.warm_s:
         raise TraceError(
             f"--warm must be less than half of the trace ({scenario.end:.0f} s), got {scenario.warm_s:g} s"
         )
-    results = run_all(scenario, _tell)
+    results = run_all(scenario, _tell, sweep=arguments.sweep)
     title = f"{name}: {len(scenario.trace)} requests in {scenario.end / 60:.0f} min, TTFT {scenario.objective:g} s"
-    text = f"### {title}\n\n{table(results)}\n\n{comparison(results, KVASIR)}\n"
+    text = f"### {title}\n\n{table(results)}\n\n{comparison(results, KVASIR)}\n\n{comparison(results, QUICK)}\n"
     print(text, flush=True)
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / f"{name}.md").write_text(text, encoding="utf-8")
         plot(_shown(results), scenario.objective, title, arguments.out / f"{name}.png")
+    return results
 
 
 def _shown(results: Sequence[Result]) -> list[Result]:
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="draws of the requests (default: 0)")
     parser.add_argument("--most", type=int, default=24, help="most replicas (default: %(default)s)")
     parser.add_argument("--warm", type=_seconds, default="10m", help="time that does not count (default: %(default)s)")
+    parser.add_argument("--sweep", action="store_true", help="try all settings of the others, in hindsight")
     parser.add_argument("--out", type=Path, help="folder for tables and plots")
     return parser
 

@@ -123,9 +123,10 @@ class Fleet:
     def _serving(self, now: float) -> list[Replica]:
         return [each for each in self._replicas if each.draining_since is None and each.ready_at <= now]
 
-    def _advance(self, now: float) -> None:
+    def _advance(self, now: float, *, all_of_them: bool = True) -> None:
+        """Bring replicas on; only those at which something happened, where a few tokens' decode do not matter."""
         for replica in self._replicas:
-            if replica.ready_at <= now:
+            if replica.ready_at <= now and (all_of_them or replica.wakes_at <= now):
                 replica.now = max(replica.now, replica.ready_at)
                 replica.advance(now)
         drained = [each for each in self._replicas if each.draining_since is not None and each.idle]
@@ -142,7 +143,7 @@ class Fleet:
         self._gone.append(replica)
 
     def _route(self, request: Request, now: float) -> None:
-        self._advance(now)
+        self._advance(now, all_of_them=False)
         serving = self._serving(now)
         if not serving:
             self._held.append(request)
@@ -153,6 +154,7 @@ class Fleet:
             fit = [each for each in serving if each.load <= limit]
             warmest = max(fit or serving, key=lambda each: (each.cached_tokens(request), -each.load))
             chosen = warmest if warmest.cached_tokens(request) > 0 else chosen
+        chosen.advance(now)
         self._sequences.append(chosen.add(request))
 
     def _record(self, now: float, prompts: int) -> None:

@@ -2,7 +2,8 @@
 
 A step takes `step_s + prefill_s x (prompt tokens in it) + decode_s x (sequences that decode) + kv_s x (KV tokens that
 they read)`. Decodes come first, prompts fill the rest of the step's budget. Steps that only decode are taken together
-up to the next arrival or end of a sequence, so that an hour of traffic costs seconds.
+up to the next arrival or end of a sequence, and `wakes_at` says until when a replica need not be looked at, so that an
+hour of traffic costs seconds.
 
 What it leaves out: blocks (tokens are counted one by one), prefixes shared by sequences that run at the same time, and
 the growth of a prompt token's cost with its position.
@@ -60,6 +61,7 @@ class Replica:
     ready_at: float
     draining_since: float | None = None
     now: float = 0.0
+    wakes_at: float = 0.0
     waiting: deque[Sequence] = field(default_factory=deque)
     waiting_tokens: int = 0
     prefilling: deque[Sequence] = field(default_factory=deque)
@@ -82,6 +84,7 @@ class Replica:
         sequence = Sequence(request, pending=request.prompt, context=request.prompt)
         self.waiting.append(sequence)
         self.waiting_tokens += request.prompt
+        self.wakes_at = self.now
         return sequence
 
     @property
@@ -107,16 +110,18 @@ class Replica:
         return min(count * HASHED_TOKENS, request.prompt - 1)
 
     def advance(self, until: float) -> None:
-        """Step until `until`; the last step may end later."""
+        """Step until `until`; the last step may end later. Before `wakes_at` none begins, ends or is preempted."""
         while self.now < until:
             if self.idle:
                 self.now = until
-                return
-            self._admit()
+                break
+            if self.waiting:
+                self._admit()
             if self.prefilling:
                 self._step()
             else:
                 self._decode(until)
+        self.wakes_at = self._next_event()
 
     def sample(self, at: float) -> Sample:
         """What the engine would say of itself."""
@@ -187,19 +192,29 @@ class Replica:
 
     def _decode(self, until: float) -> None:
         """Steps without prompts: to the next end of a sequence, or past `until`."""
-        profile, count = self.profile, len(self._decoding)
-        self._drop_stale_ends()
-        steps = self._ends[0][0] - self._clock
-        once = self._step_s()
-        if until < float("inf"):
-            steps = min(steps, max(1, int((until - self.now) / once) + 1))
-        room = (profile.kv_tokens - self.kv_active) // count
-        if room < 1 and count > 1:
+        steps = self._steps_alone()
+        if steps < 1:
             self._preempt()
             return
-        steps = max(1, min(steps, room)) if count > 1 else steps
-        self.now += steps * once + profile.kv_s * count * steps * (steps - 1) / 2
+        if until < float("inf"):
+            steps = min(steps, max(1, int((until - self.now) / self._step_s()) + 1))
+        self.now += self._seconds_of(steps)
         self._emit(steps)
+
+    def _steps_alone(self) -> int:
+        """Decode steps until a sequence ends or the KV cache is full; 0 where it is. One sequence alone always fits."""
+        self._drop_stale_ends()
+        steps, count = self._ends[0][0] - self._clock, len(self._decoding)
+        return steps if count == 1 else min(steps, (self.profile.kv_tokens - self.kv_active) // count)
+
+    def _seconds_of(self, steps: int) -> float:
+        """Of so many steps without prompts: each reads one KV token more of every sequence than the one before."""
+        return steps * self._step_s() + self.profile.kv_s * len(self._decoding) * steps * (steps - 1) / 2
+
+    def _next_event(self) -> float:
+        if self.waiting or self.prefilling:
+            return self.now
+        return self.now + self._seconds_of(max(0, self._steps_alone())) if self._decoding else float("inf")
 
     def _step_s(self) -> float:
         profile, decoding = self.profile, len(self._decoding)

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
@@ -15,13 +16,26 @@ QUANTILE: Final = 0.95
 """The objective speaks of 95 of 100 requests."""
 
 
+FEWER: Final = 0.15
+"""Share of the best other policy's replica-seconds that Kvasir is to do without, in time as often."""
+
+
+class Kind(StrEnum):
+    """How a setting was chosen."""
+
+    USUAL = "usual"
+    TUNED = "tuned elsewhere"
+    PEAK = "at peak"
+    TRIED = "in hindsight"
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """One policy with one setting over one trace. Shares of 1, seconds, replicas."""
 
     policy: str
     setting: str
-    usual: bool
+    kind: Kind
     in_time: float
     minutes: float
     ttft_p95: float
@@ -37,9 +51,10 @@ class Result:
 
 
 def judge(
-    course: Course, policy: str, setting: str, *, usual: bool, objective: float, begin: float, end: float
+    course: Course, policy: str, setting: str, *, kind: Kind, objective: float, span: tuple[float, float]
 ) -> Result:
-    """Judge what came after `begin`: shares of requests, and of minutes by their p95, that kept the objective."""
+    """Judge what came in `span`: shares of requests, and of minutes by their p95, that kept the objective."""
+    begin, end = span
     firsts = [(arrival, ttft) for arrival, ttft in course.first_tokens if arrival >= begin]
     minutes: defaultdict[int, list[float]] = defaultdict(list)
     for arrival, ttft in firsts:
@@ -48,7 +63,7 @@ def judge(
     return Result(
         policy=policy,
         setting=setting,
-        usual=usual,
+        kind=kind,
         in_time=sum(ttft <= objective for _, ttft in firsts) / len(firsts),
         minutes=kept / len(minutes),
         ttft_p95=quantile([ttft for _, ttft in firsts]),
@@ -85,36 +100,76 @@ def saving(result: Result, other: Result) -> float:
 
 
 def table(results: Sequence[Result]) -> str:
-    """A Markdown table: for each policy its usual setting, and its best one in hindsight."""
+    """A Markdown table: each policy with its usual and tuned settings, and its best in hindsight where it was tried."""
     lines = [
         "| policy | setting | in time | minutes kept | TTFT p95 | mean replicas | most | changes of direction |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for policy in dict.fromkeys(result.policy for result in results):
         own = [result for result in results if result.policy == policy]
-        usual, found = [result for result in own if result.usual], best(own)
-        shown = [(each, "usual") for each in usual if each is not found] + [(found, "best" if len(own) > 1 else "")]
-        lines += [_row(result, word) for result, word in shown]
+        shown = [result for result in own if result.kind is not Kind.TRIED or result is best(own)]
+        lines += [_row(result) for result in shown]
     return "\n".join(lines)
 
 
-def _row(result: Result, word: str) -> str:
-    setting = ", ".join(part for part in (result.setting, word) if part) or "defaults"
+def _row(result: Result) -> str:
+    setting = f"{result.setting}, {result.kind}" if result.setting else "defaults"
     return (
         f"| {result.policy} | {setting} | {result.in_time:.2%} | {result.minutes:.1%} | {result.ttft_p95:.2f} s | "
         f"{result.mean_replicas:.2f} | {result.most_replicas} | {result.turns} |"
     )
 
 
+def rivals(results: Iterable[Result], own: str) -> list[Result]:
+    """The others whose settings one can know beforehand; `own` with other settings is none of them."""
+    return [each for each in results if not _is_own(each, own) and each.kind is not Kind.TRIED]
+
+
+def _is_own(result: Result, own: str) -> bool:
+    return result.policy.partition(",")[0] == own.partition(",")[0]
+
+
+def goal_met(results: Sequence[Result], own: str) -> bool:
+    """Whether `own` was in time as often as the best of its rivals (`SAME`), with `FEWER` replica-seconds at least."""
+    mine, top = next(result for result in results if result.policy == own), best(rivals(results, own))
+    return mine.in_time >= top.in_time - SAME and saving(mine, top) >= FEWER
+
+
 def comparison(results: Sequence[Result], own: str) -> str:
     """One line: `own` against the best of the others, and against the cheapest that were in time as often."""
     mine = next(result for result in results if result.policy == own)
-    others = [result for result in results if result.policy != own]
-    top, equal = best(others), cheapest_as_good(others, mine)
+    others = [result for result in results if not _is_own(result, own)]
+    top, equal = best(rivals(results, own)), cheapest_as_good(others, mine)
     first = f"{own} {mine.in_time:.2%}, best of the others ({top.label}) {top.in_time:.2%}: {saving(mine, top):+.0%}"
+    met = "met" if goal_met(results, own) else "missed"
     if equal is None:
-        return f"{first} replica-seconds saved; none of the others was in time as often"
-    return f"{first} replica-seconds saved; the cheapest as good ({equal.label}): {saving(mine, equal):+.0%}"
+        return f"{first} replica-seconds saved, goal {met}; none of the others was in time as often"
+    found = f"({equal.label}, {equal.kind}): {saving(mine, equal):+.0%}"
+    return f"{first} replica-seconds saved, goal {met}; the cheapest as good {found}"
+
+
+def summary(runs: Sequence[tuple[str, Sequence[Result]]], owns: Sequence[str]) -> str:
+    """A Markdown table of many runs: share in time and mean replicas of each policy, and what each of `owns` saved."""
+    named = list(
+        dict.fromkeys(_column(result) for _, results in runs for result in results if result.kind is not Kind.TRIED)
+    )
+    goals = [f"{own}: saved, goal" for own in owns]
+    lines = [f"| run | {' | '.join([*named, *goals])} |", "|---" * (1 + len(named) + len(goals)) + "|"]
+    for name, results in runs:
+        found = {_column(result): f"{result.in_time:.2%}, {result.mean_replicas:.2f}" for result in results}
+        cells = [name, *(found.get(each, "-") for each in named), *(_goal(results, own) for own in owns)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _goal(results: Sequence[Result], own: str) -> str:
+    mine, top = next(result for result in results if result.policy == own), best(rivals(results, own))
+    return f"{saving(mine, top):+.0%} of {top.policy}, {'met' if goal_met(results, own) else 'missed'}"
+
+
+def _column(result: Result) -> str:
+    setting = f" {result.setting}" if result.setting and result.kind is not Kind.PEAK else ""
+    return f"{result.policy}{setting}, {result.kind}" if result.setting else result.policy
 
 
 def _turns(asked: Sequence[int]) -> int:
