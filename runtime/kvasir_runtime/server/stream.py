@@ -30,10 +30,15 @@ class DisconnectWatch:
     def __init__(self, receive: Receive, on_gone: Callable[[], None]) -> None:
         """Start watching; the request's body must have been read."""
         self.gone = False
-        self._task = asyncio.create_task(self._watch(receive, on_gone))
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._watch(receive, on_gone))
 
     def stop(self) -> None:
-        self._task.cancel()
+        """Watch no more. Harmless when called again."""
+        if self._task is not None:
+            self._task.cancel()
+            # What cancelled it remembers this object. With the task kept here, every request would end in a cycle and
+            # stay in memory, its connection and answer with it, until the next full garbage collection.
+            self._task = None
 
     async def _watch(self, receive: Receive, on_gone: Callable[[], None]) -> None:
         while (await receive())["type"] != "http.disconnect":

@@ -1,6 +1,8 @@
 """One client's choices between engine and text, without a process."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -11,6 +13,7 @@ from kvasir_runtime.engine.messages import AbortSequences, EngineOutput, EngineR
 from kvasir_runtime.sampling_params import SamplingParams
 from kvasir_runtime.server.generation import Generation, Prompt
 from kvasir_runtime.server.rates import Rates
+from kvasir_runtime.server.stream import DisconnectWatch
 
 
 class Letters:
@@ -99,3 +102,27 @@ async def test_the_last_choice_is_ended_with_its_request() -> None:
     await reading
     generation.close()
     assert [type(message).__name__ for message in link.sent] == ["EngineRequest", "AbortRequests"]
+
+
+async def test_a_watch_that_was_stopped_leaves_nothing_behind() -> None:
+    """No cycle: what a request held is freed at once, not with some later garbage collection."""
+
+    class Request:
+        async def receive(self) -> Any:
+            await asyncio.Event().wait()
+
+        def gone(self) -> None: ...
+
+    request = Request()
+    freed = weakref.ref(request)
+    gc.disable()
+    try:
+        watch = DisconnectWatch(request.receive, request.gone)
+        await asyncio.sleep(0)
+        watch.stop()
+        del watch, request
+        for _ in range(3):  # the loop lets go of a task that was cancelled
+            await asyncio.sleep(0)
+        assert freed() is None
+    finally:
+        gc.enable()
