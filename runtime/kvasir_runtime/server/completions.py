@@ -1,7 +1,7 @@
 """`POST /v1/completions`."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -132,6 +132,18 @@ def detokenizer_factory(
     return make
 
 
+def most_likely(choices: Sequence[Choice], computed: int, kept: int) -> list[Choice]:
+    """The `kept` of each prompt's `computed` choices with the highest mean log-probability of a token, best first."""
+    best: list[Choice] = []
+    for first in range(0, len(choices), computed):
+        best += sorted(choices[first : first + computed], key=_mean_logprob, reverse=True)[:kept]
+    return best
+
+
+def _mean_logprob(choice: Choice) -> float:
+    return sum(each.logprob for each in choice.logprobs) / max(1, len(choice.logprobs))
+
+
 class _Reply:
     """Shapes one generation as completions, whole or in chunks."""
 
@@ -148,7 +160,10 @@ class _Reply:
         self._offsets = [0] * len(generation.choices)
 
     def whole(self) -> CompletionReply:
-        choices = [self._choice(choice) for choice in self._generation.choices]
+        kept = self._generation.choices
+        if self._body.best_of is not None:
+            kept = most_likely(kept, self._body.best_of, self._body.n or 1)
+        choices = [self._choice(choice).model_copy(update={"index": index}) for index, choice in enumerate(kept)]
         return CompletionReply(**self._head, choices=choices, usage=self._generation.usage())
 
     async def events(self) -> AsyncIterator[bytes]:

@@ -1,7 +1,7 @@
 """What clients send: OpenAI's fields, and vLLM's additions under vLLM's names.
 
 Unknown fields are accepted and ignored, as OpenAI's own libraries send new ones all the time. Known fields with values
-out of bounds are refused; so are known fields that would change the answer and are not supported yet.
+out of bounds are refused; so are known fields that would change the answer and are not supported.
 
 Source: https://platform.openai.com/docs/api-reference
 """
@@ -157,7 +157,9 @@ class CompletionRequest(GenerationRequest):
     ] = Field(description="text or token ids, one or several")
     logprobs: int | None = Field(default=None, ge=0, le=20)
     echo: bool = False
-    best_of: int | None = Field(default=None, ge=1)
+    best_of: int | None = Field(
+        default=None, ge=1, le=128, description="continuations computed, of which the n most likely by token are sent"
+    )
     suffix: str | None = None
     add_special_tokens: bool = True
 
@@ -224,8 +226,8 @@ class ChatCompletionRequest(GenerationRequest):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
+    add_generation_prompt: bool | None = Field(default=None, description="default: unless continue_final_message")
+    continue_final_message: bool = Field(default=False, description="go on where the assistant's last turn ends")
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
@@ -244,7 +246,8 @@ class TokenizeRequest(_Body):
     prompt: Text | None = None
     messages: list[ChatMessage] | None = Field(default=None, min_length=1)
     add_special_tokens: bool | None = Field(default=None, description="default: true for a prompt, false for messages")
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = Field(default=None, description="default: unless continue_final_message")
+    continue_final_message: bool = Field(default=False, description="end where the assistant's last turn ends")
     chat_template_kwargs: dict[str, Any] | None = None
     tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
     return_token_strs: bool = False

@@ -23,7 +23,7 @@ def sampling_params(
     max_tokens = output_limit(body, defaults, room)
     check_min_tokens(body.min_tokens, max_tokens)
     return SamplingParams(
-        n=body.n or 1,
+        n=candidates(body),
         max_tokens=max_tokens,
         min_tokens=body.min_tokens,
         temperature=_first(body.temperature, defaults.temperature, 1.0),
@@ -73,9 +73,9 @@ def stop_strings(stop: str | list[str] | None) -> tuple[str, ...]:
 
 def refuse_unsupported(body: GenerationRequest) -> None:
     """Raise ApiError (400) for fields that would change the answer and that this version does not honour."""
-    for field, is_asked in _UNSUPPORTED.items():
+    for field, (is_asked, instead) in _UNSUPPORTED.items():
         if getattr(body, field, None) is not None and is_asked(body):
-            raise bad_request(f"{field} is not supported yet: leave it out", field, code="unsupported_parameter")
+            raise bad_request(f"{field} is not supported: {instead}", field, code="unsupported_parameter")
 
 
 def _is_set(_: GenerationRequest) -> bool:
@@ -86,31 +86,36 @@ def _wants_structural_tag(body: GenerationRequest) -> bool:
     return body.structured_outputs is not None and body.structured_outputs.structural_tag is not None
 
 
-def _wants_best_of(body: GenerationRequest) -> bool:
-    return isinstance(body, CompletionRequest) and body.best_of != (body.n or 1)
-
-
 def _wants_suffix(body: GenerationRequest) -> bool:
     return isinstance(body, CompletionRequest) and bool(body.suffix)
 
 
-def _wants_continuation(body: GenerationRequest) -> bool:
-    return isinstance(body, ChatCompletionRequest) and body.continue_final_message
-
-
-_UNSUPPORTED: dict[str, Callable[[GenerationRequest], bool]] = {
-    "structured_outputs": _wants_structural_tag,
-    "functions": _is_set,
-    "best_of": _wants_best_of,
-    "suffix": _wants_suffix,
-    "continue_final_message": _wants_continuation,
-    "chat_template": _is_set,
+_UNSUPPORTED: dict[str, tuple[Callable[[GenerationRequest], bool], str]] = {
+    "structured_outputs": (_wants_structural_tag, "leave structural_tag out, or write a grammar"),
+    "functions": (_is_set, "send tools, which took their place"),
+    "suffix": (_wants_suffix, "leave it out, or write the model's own marks for it into the prompt"),
+    "chat_template": (_is_set, "a template is a program; the server's own is set by --chat-template"),
 }
+"""Fields by name: when one asks for something, and what to do instead."""
+
+
+def candidates(body: CompletionRequest | ChatCompletionRequest) -> int:
+    """How many continuations of each prompt are computed; raises ApiError (400) where that is not `n` or more."""
+    wanted = body.n or 1
+    if not isinstance(body, CompletionRequest) or body.best_of is None:
+        return wanted
+    if body.best_of < wanted:
+        raise bad_request(f"best_of must be at least n ({wanted}), got {body.best_of}", "best_of", "invalid_value")
+    if body.best_of > wanted and body.stream:
+        msg = f"best_of must be n ({wanted}) in a stream, as the best is known at the end, got {body.best_of}"
+        raise bad_request(msg, "best_of", "invalid_value")
+    return body.best_of
 
 
 def _num_logprobs(body: CompletionRequest | ChatCompletionRequest) -> int | None:
     if isinstance(body, CompletionRequest):
-        return body.logprobs
+        chooses = body.best_of is not None and body.best_of > (body.n or 1)
+        return 0 if body.logprobs is None and chooses else body.logprobs
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None

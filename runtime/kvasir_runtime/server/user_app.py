@@ -144,6 +144,7 @@ def _add_tokenizer(app: FastAPI, service: Service) -> None:
                 tokenizer,
                 body.messages,
                 add_generation_prompt=body.add_generation_prompt,
+                continue_final_message=body.continue_final_message,
                 variables=body.chat_template_kwargs,
                 tools=body.tools,
                 tool_format=tool_format(tokenizer, service.args.tool_call_parser) if body.tools else None,

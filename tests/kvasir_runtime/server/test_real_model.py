@@ -52,6 +52,25 @@ def test_chat_ends_by_itself(client):
     assert "<|" not in reply.choices[0].message.content
 
 
+def test_goes_on_with_an_answer(client):
+    """Half of a greedy answer, given back as the assistant's last turn, is continued by the other half."""
+    question = {"role": "user", "content": "What is a list?"}
+    whole = client.chat.completions.create(**GREEDY, messages=[question]).choices[0].message.content
+    half = whole[: whole.index(" ", len(whole) // 2)]
+    turns = [question, {"role": "assistant", "content": half}]
+    rest = client.chat.completions.create(**GREEDY, messages=turns, extra_body={"continue_final_message": True})
+    assert half + rest.choices[0].message.content == whole
+
+
+def test_best_of_is_the_most_likely(client):
+    """Of the same four random continuations, told apart by their mean log-probability."""
+    request = {"model": "tiny", "prompt": "def ", "max_tokens": 12, "temperature": 1.0, "seed": 7, "logprobs": 0}
+    four = client.completions.create(**request, n=4).choices
+    mean = lambda choice: sum(choice.logprobs.token_logprobs) / len(choice.logprobs.token_logprobs)  # noqa: E731
+    best = client.completions.create(**request, n=1, best_of=4).choices
+    assert [choice.text for choice in best] == [max(four, key=mean).text]
+
+
 def test_seeds(client):
     """The same seed gives the same text, whatever else runs; another seed and n > 1 give others."""
     request = {"model": "tiny", "prompt": "def ", "max_tokens": 16, "temperature": 1.0}
