@@ -18,6 +18,7 @@ import uvloop
 
 from kvasir_router.checker import check_forever
 from kvasir_router.configuration import Configuration
+from kvasir_router.discovery import discover_forever
 from kvasir_router.operator_port import OperatorApp, parse_config
 from kvasir_router.proxy import UserApp
 from kvasir_router.router import Router
@@ -112,7 +113,12 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 
 def _work(router: Router, configuration: Configuration) -> list[Coroutine[Any, Any, None]]:
     interval = router.settings.health_interval
-    return [_look_forever(router, configuration), *([check_forever(router, interval)] if interval else [])]
+    target = router.settings.endpoints_dns
+    return [
+        _look_forever(router, configuration),
+        *([check_forever(router, interval)] if interval else []),
+        *([discover_forever(router, target)] if target else []),
+    ]
 
 
 async def _look_forever(router: Router, configuration: Configuration) -> None:

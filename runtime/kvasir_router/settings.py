@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kvasir_runtime.contract.engine_args import Bytes, Names, Seconds, flag_name
 from kvasir_runtime.contract.failures import Cause, KvasirError
+from kvasir_runtime.contract.router_api import Policy
 from kvasir_runtime.validation import explain
 
 ENV_PREFIX: Final = "KVASIR_ROUTER_"
@@ -25,6 +26,14 @@ class RouterSettings(BaseModel):
     endpoints_file: str | None = Field(
         default=None, description="file with what PUT /admin/config takes, read at the start and when it changes"
     )
+    endpoints_dns: str | None = Field(
+        default=None,
+        pattern=r"^[^\s/]+:\d{1,5}$",
+        description="HOST:PORT; every address of HOST is a replica, until a configuration is pushed",
+    )
+    policy: Policy = Field(
+        default=Policy.PREFIX_AFFINITY, description="PrefixAffinity, LeastLoad or RoundRobin, for --endpoints-dns"
+    )
     state_file: str | None = Field(
         default=None, description="file in which the last pushed configuration is kept for the next start"
     )
@@ -40,7 +49,7 @@ class RouterSettings(BaseModel):
         default=512 * 1024 * 1024, description="bodies of all requests under way beyond which new ones get 429"
     )
 
-    max_held_requests: int = Field(default=256, ge=0, description="requests held before the first configuration")
+    max_held_requests: int = Field(default=256, ge=0, description="requests held before the first push")
     hold_timeout: Seconds = Field(default=60.0, description="how long these are held")
     session_header: str = Field(default="X-Session-Id", min_length=1, description="header that names a session")
 

@@ -95,7 +95,7 @@ class Visit:
 
     async def run(self, body: bytes) -> None:
         """Answer the request; raises ApiError while nothing has been sent."""
-        headers = self._scope["headers"]
+        self._began, headers = self._router.clock(), self._scope["headers"]
         ask = read_ask(body, header(headers, self._router.settings.session_header.lower().encode()))
         head = request_head(self._scope, self._request_id, len(body))
         while True:
