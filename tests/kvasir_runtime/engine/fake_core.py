@@ -19,6 +19,8 @@ from kvasir_runtime.engine.messages import (
     AdapterStates,
     AdapterUse,
     Answer,
+    CacheReset,
+    CacheSaved,
     Call,
     EngineOutput,
     EngineReady,
