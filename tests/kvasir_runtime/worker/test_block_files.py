@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from kvasir_runtime.worker import block_files
 from kvasir_runtime.worker.block_files import HEADER_BYTES, BlockFiles, BlockFormat
 
 FORMAT = BlockFormat("1.0", "model", "none", "bfloat16/bfloat16", "4x2x2x16x64:rows")
@@ -115,7 +114,7 @@ def test_a_volume_that_takes_no_more_leaves_no_draft(
     def refuse(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(block_files.Path, "replace", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
     assert files.write(BLOCK, "", memoryview(CONTENT)) == outcome
     assert os.strerror(number) in files.error
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
