@@ -32,7 +32,7 @@ from kvasir_runtime.model_files import read_model_folder
 
 ENGINE_FLAGS: Final = (
     *("model", "dtype", "quantization", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size"),
-    *("kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization"),
+    *("kv_cache_dtype", "kv_cache_memory", "gpu_memory_utilization", "kv_offload_host"),
     *("enable_lora", "max_loras", "max_cpu_loras", "max_lora_rank"),
 )
 REPORT_ATTEMPTS: Final = 4

@@ -213,7 +213,7 @@ def block_format(loaded: LoadedEngine, block_shape: tuple[int, ...]) -> BlockFor
         model_digest=loaded.ready.model_digest,
         quantization=resolved.quantization,
         dtype=f"{resolved.dtype}/{resolved.kv_dtype}",
-        layout="x".join(map(str, block_shape)) + (":pairs" if paired else ":rows"),
+        layout=f"{'x'.join(map(str, block_shape))}:{backend.name}{'-pairs' if paired else ''}",
     )
 
 

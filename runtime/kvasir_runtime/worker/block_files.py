@@ -38,7 +38,7 @@ class BlockFormat:
     quantization: str
     dtype: str
     layout: str
-    """Numbers of layers, keys and values, KV heads, tokens and head dimension, and in which order a head's lie."""
+    """Numbers of layers, keys and values, KV heads, tokens and head dimension, whose arrangement of a head it is."""
 
     def digest(self) -> str:
         text = json.dumps([_REVISION, asdict(self)], sort_keys=True)
