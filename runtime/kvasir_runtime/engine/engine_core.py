@@ -200,7 +200,8 @@ class EngineCore:
         plan = self._scheduler.schedule(now)
         self._blocked = not plan.seats
         if not plan.seats:
-            self._copy(plan)
+            if self._tiers is not None:
+                self._tiers.copy_now(plan.saves, plan.loads)
             return StepOutputs(refused, self.stats())
         admitted = self._newly_admitted(plan, now)
         result = self._runner.execute(plan)
@@ -261,22 +262,13 @@ class EngineCore:
         """Raise AssertionError when the books of queue, seats and blocks contradict each other."""
         self._scheduler.check_integrity()
 
-    def _copy(self, plan: SchedulerOutput) -> None:
-        """Carry out the copies of a step without rows."""
-        if self._tiers is not None:
-            self._tiers.copy_now(plan.saves, plan.loads)
-
     def _set_sleep(self, call: SetSleep) -> SleepDone:
-        level = self._sleeper.level
+        level, kv = self._sleeper.level, self._scheduler.kv
         if self.has_work():
             return SleepDone(call.call_id, level, error="requests still run")
-        if (
-            self._tiers is not None
-            and call.level > level
-            and not self._tiers.fall_asleep(self._scheduler.kv, call.level)
-        ):
+        if self._tiers is not None and call.level > level and not self._tiers.fall_asleep(kv, call.level):
             return SleepDone(call.call_id, level, error="the disk tier of the KV cache does not answer")
-        self._scheduler.kv.pool.forget_cached()
+        kv.pool.forget_cached()
         change = self._sleeper.set_level(call.level)
         return SleepDone(call.call_id, call.level, change.freed_bytes, change.resident_bytes, change.seconds)
 
@@ -305,18 +297,15 @@ class EngineCore:
             msg = f"adapter {request.adapter!r} with digest {request.adapter_digest!r} is not loaded"
             raise ValueError(msg)
         vocab = self.ready.vocab_size
-        bad = next((token for token in request.prompt_token_ids if not 0 <= token < vocab), None)
-        if bad is not None:
-            msg = f"prompt token ids must be between 0 and {vocab - 1}, got {bad}"
-            raise ValueError(msg)
-        bad = next((token for token in request.sampling.logit_bias if not 0 <= token < vocab), None)
-        if bad is not None:
-            msg = f"token ids of logit_bias must be between 0 and {vocab - 1}, got {bad}"
-            raise ValueError(msg)
-        bad = next((token for token in request.sampling.stop_token_ids if not 0 <= token < vocab), None)
-        if bad is not None:
-            msg = f"stop_token_ids must be between 0 and {vocab - 1}, got {bad}"
-            raise ValueError(msg)
+        for name, token_ids in (
+            ("prompt token ids", request.prompt_token_ids),
+            ("token ids of logit_bias", request.sampling.logit_bias),
+            ("stop_token_ids", request.sampling.stop_token_ids),
+        ):
+            bad = next((token for token in token_ids if not 0 <= token < vocab), None)
+            if bad is not None:
+                msg = f"{name} must be between 0 and {vocab - 1}, got {bad}"
+                raise ValueError(msg)
         if self._scheduler.knows(request.request_id) or request.request_id in self._grammars:
             msg = f"request_id {request.request_id!r} is in use"
             raise ValueError(msg)
