@@ -24,6 +24,10 @@ UNUSED: Final = {
 """Grants that no test can use, and why they are there."""
 
 
+WHILE_UNINSTALLED: Final = {("get", "leases"), ("patch", "leases")}
+"""What is forbidden to an operator whose roles go with it: to let go of the Lease."""
+
+
 class Grant(NamedTuple):
     """One verb on one resource."""
 
@@ -71,8 +75,8 @@ def asked(environment: Environment) -> list[audit.Request]:
 
 def test_nothing_was_forbidden(asked: list[audit.Request]) -> None:
     """A call that the roles do not allow would show here, and only here where an error is waited out."""
-    refused = {(each.verb, each.resource, each.name) for each in asked if not each.allowed}
-    assert refused == set()
+    refused = {(each.verb, each.resource) for each in asked if not each.allowed}
+    assert refused - WHILE_UNINSTALLED == set()
 
 
 def test_no_write_went_to_what_is_not_the_operators(asked: list[audit.Request]) -> None:
