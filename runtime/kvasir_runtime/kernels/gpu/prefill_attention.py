@@ -109,7 +109,8 @@ def prefill_attention(
     """Attention of the spans' rows: `[P, H, C]`. Metadata as in `AttentionMetadata`. Oracle: `attention.reference`."""
     assert q_PHC.stride(2) == 1
     tiles = tiles_for(spec.head_dim, q_PHC.element_size())
-    queries = max(tiles.queries, power_of_two(spec.group, 16))
+    coded = kv_2BKSC.dtype in CODE_MAX
+    queries = max(64 if coded else tiles.queries, power_of_two(spec.group, 16))  # with scales, 128 spill on sm_80
     tokens = queries // spec.group
     out_PHC = torch.empty(q_PHC.shape, dtype=q_PHC.dtype, device=q_PHC.device)
     _prefill[(spec.num_kv_heads, q_PHC.shape[0] // tokens + len(spans))](
@@ -136,7 +137,7 @@ def prefill_attention(
         TILE=tiles.tokens,
         WINDOW=spec.window or 0,
         SOFTCAP=spec.softcap is not None,
-        SCALED=kv_2BKSC.dtype in CODE_MAX,
+        SCALED=coded,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
