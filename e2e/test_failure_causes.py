@@ -64,10 +64,11 @@ def test_a_device_that_the_engine_cannot_use(kubectl: Kubectl, model_uri: str) -
         wait_for("the pods to end", lambda: not kubectl.list("pods"), timeout=60)
 
 
-def test_a_crash_loop_is_told_once_and_does_not_flap(kubectl: Kubectl, model_uri: str) -> None:
+def test_a_crash_loop_is_told_once_and_does_not_flap(kubectl: Kubectl) -> None:
     """Between two attempts of the kubelet the cause stays, with the time of its first appearance."""
     env: Any = [{"name": "PYTHONHOME", "value": "/nonexistent"}]
-    service = services.inference_service("broken", model_uri)
+    # A model of its own: that it could not be looked at counts for ten minutes, for all services that name it.
+    service = services.inference_service("broken", services.put_model_on_node("tiny-llama-of-a-crash-loop"))
     service["spec"]["engine"]["env"] = env
     kubectl.apply(service)
     assert "exit code 1" in failure(kubectl, "CrashLoop", timeout=60)["message"]
