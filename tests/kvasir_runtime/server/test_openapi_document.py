@@ -42,7 +42,8 @@ def test_whatever_the_document_allows_or_forbids(real, document, path, mode):
         if isinstance(case.body, dict) and case.body.get("max_tokens", None) is None:
             case.body.setdefault("max_tokens", short)
         reply = case.call(timeout=60)
-        assert reply.status_code in {200, 400, 404, 405, 415}, reply.text
+        hasty = isinstance(case.body, dict) and isinstance(case.body.get("timeout_s"), int | float)
+        assert reply.status_code in {200, 400, 404, 405, 415} | ({429, 503} if hasty else set()), reply.text
         if reply.status_code == 400:
             assert reply.json()["error"]["message"]
 
