@@ -6,7 +6,7 @@ import socket
 import httpx
 import pytest
 
-from tests.kvasir_runtime.server.harness import call
+from tests.kvasir_runtime.server.harness import call, wait_until
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -196,7 +196,7 @@ def test_request_id_is_honoured(server):
     )
     assert reply.headers["x-request-id"] == "my-id-1"
     assert reply.json()["id"] == "cmpl-my-id-1"
-    assert '"request_id": "my-id-1"' in server.log
+    wait_until(lambda: '"request_id": "my-id-1"' in server.log)  # the line comes after the answer
     bad = call("GET", f"{server.url}/version", headers={"X-Request-Id": "bad id{}"})
     assert bad.headers["x-request-id"] != "bad id{}"
 
@@ -206,6 +206,7 @@ def test_one_line_a_request_in_the_log(server):
     headers = {"X-Request-Id": "logged-1"}
     body = {"prompt": [40, 41], "max_tokens": 3, "stream": True}
     call("POST", f"{server.url}/v1/completions", json=body, headers=headers)
+    wait_until(lambda: '"logged-1"' in server.log)  # the line comes after the answer
     [entry] = [json.loads(line) for line in server.log.splitlines() if '"logged-1"' in line]
     assert (entry["message"], entry["status"], entry["request_id"]) == ("POST /v1/completions", 200, "logged-1")
     assert (entry["prompt_tokens"], entry["completion_tokens"], entry["finish_reason"]) == (2, 3, "length")

@@ -46,7 +46,7 @@ async def exchange(port: int, *parts: bytes) -> bytes:
         with contextlib.suppress(ConnectionError):
             await writer.drain()
     try:
-        return await asyncio.wait_for(reader.read(-1), 5)
+        return await asyncio.wait_for(reader.read(-1), 30)
     finally:
         writer.close()
         with contextlib.suppress(ConnectionError):
