@@ -346,13 +346,13 @@ def read_desired(manifest: Manifest, settings: Settings) -> Desired:
 
 def _wish(service: InferenceService, template: RevisionTemplate, settings: Settings) -> Wish:
     """What placement needs to know; the demand on nodes is read from a pod as it would be made."""
-    meta, source = service.metadata, service.spec.model.source
+    meta, source, engine = service.metadata, service.spec.model.source, service.spec.engine
     return Wish(
         key=ServiceKey(meta.namespace, meta.name),
         spec=service.spec,
         since=meta.creation_timestamp or _EPOCH,
         revision=f"{meta.uid}/{template.digest()}",
-        source=source_key(source, meta.namespace, service.spec.engine.image) if is_inspectable(source) else "",
+        source=source_key(source, meta.namespace, engine.image, engine.env) if is_inspectable(source) else "",
         demand=read_demand(build_pod(meta, template, meta.name, settings)["spec"]),
     )
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from kvasir_operator.api.kubernetes import EnvVar
 from kvasir_operator.api.model import Source
 from kvasir_operator.api.v1alpha1 import InferenceServiceSpec
 from kvasir_operator.placement.assessment import UNKNOWN, Assessment, assess, by_cost, least_memories
@@ -159,6 +160,9 @@ def test_the_same_model_is_the_same_for_those_with_the_same_rights() -> None:
     claim = source("pvc://c/m")
     assert source_key(claim, "a") != source_key(claim, "b")
     assert source_key(public, "a", "mine:1") != source_key(public, "b", "mine:1")
+    env = [EnvVar(name="HF_ENDPOINT", value="https://mirror.example")]
+    assert source_key(public, "a", env=env) == source_key(public, "a", env=list(env))
+    assert len({source_key(public, "a"), source_key(public, "a", env=env), source_key(public, "b", env=env)}) == 3
     keys = {source_key(each, "a") for each in (public, private, claim, source("hf://org/m", sha256="0" * 64))}
     assert len(keys) == 4
 
