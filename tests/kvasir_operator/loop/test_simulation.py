@@ -372,4 +372,4 @@ class ThoroughSimulation(Simulation):
 
 
 TestThoroughSimulation = pytest.mark.slow(pytest.mark.timeout(900)(ThoroughSimulation.TestCase))
-TestThoroughSimulation.settings = settings(SETTINGS, max_examples=400, stateful_step_count=80)
+TestThoroughSimulation.settings = settings(SETTINGS, max_examples=120, stateful_step_count=60)
