@@ -4,11 +4,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
+from kvasir_operator.api.conditions import ConditionType
 from kvasir_operator.api.v1alpha1 import AdapterStatus, LastFailure
 from kvasir_operator.fleet.adapters import statuses
 from kvasir_operator.placement.capacity import Misfit
 from kvasir_operator.planning.adapters import told
 from kvasir_operator.planning.failures import (
+    TABLE,
     Failure,
     failure_of,
     failure_of_misfit,
@@ -83,6 +85,13 @@ class Facts:
     def failure(self) -> Failure | None:
         """The failure to show: of the source, of pods, of the rollout, of writes."""
         return self.present_failure or self.rollout_failure or worst(map(failure_of_refusal, self.snapshot.refusals))
+
+    def failure_by(self, kind: ConditionType) -> Failure | None:
+        """What makes this condition false: the failure to show if it does, else another one of the newest revision."""
+        if self.failure is not None and TABLE[self.failure.cause].condition is kind:
+            return self.failure
+        newest = [pod for pod in self.staying if pod.revision == self.snapshot.revision]
+        return worst(found for found in _failures(newest) if TABLE[found.cause].condition is kind)
 
     @cached_property
     def present_failure(self) -> Failure | None:

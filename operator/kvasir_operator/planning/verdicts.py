@@ -8,7 +8,7 @@ from kvasir_operator.api.conditions import ConditionStatus, ConditionType, Reaso
 from kvasir_operator.api.status import AdapterStatus
 from kvasir_operator.placement.capacity import Fit
 from kvasir_operator.planning.facts import Facts
-from kvasir_operator.planning.failures import TABLE, Failure
+from kvasir_operator.planning.failures import Failure
 from kvasir_operator.planning.revisions import Heading
 from kvasir_operator.planning.state import Pod, Stage
 from kvasir_operator.planning.trial import canary_step
@@ -307,10 +307,9 @@ STICKY: Final = frozenset({ConditionType.MODEL_AVAILABLE})
 
 
 def _failed_by(facts: Facts, kind: ConditionType) -> Verdict | None:
-    """The failure, if it is one that makes this condition false."""
-    if facts.failure is None or TABLE[facts.failure.cause].condition is not kind:
-        return None
-    return Verdict("False", facts.failure.cause, _words(facts))
+    """The failure that makes this condition false, if there is one."""
+    failure = facts.failure_by(kind)
+    return Verdict("False", failure.cause, _told(failure)) if failure is not None else None
 
 
 def _words(facts: Facts) -> str:

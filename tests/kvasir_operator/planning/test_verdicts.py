@@ -112,6 +112,8 @@ GPU = {"accelerator": {"vendor": "nvidia"}}
         ([unplaced("Insufficient nvidia.com/gpu")], {}, None),
         ([unplaced("1 Insufficient nvidia.com/gpu")], GPU, ("False", Reason.WAITING_FOR_GPU)),
         ([unplaced("didn't match Pod's node affinity")], GPU, ("False", Reason.NO_MATCHING_NODE)),
+        ([NO_MODEL, unplaced("1 Insufficient nvidia.com/gpu")], GPU, ("False", Reason.WAITING_FOR_GPU)),
+        ([NO_MODEL], GPU, ("True", Reason.ALLOCATED)),
         ([SERVING], GPU, ("True", Reason.ALLOCATED)),
         ([unplaced("")], GPU, None),
         ([], GPU, None),
